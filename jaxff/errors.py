@@ -1,0 +1,24 @@
+"""What jaxff raises when the input is at fault. Each message says what was expected and what came.
+
+All are ValueErrors; the command line turns any of them into one line and exit code 2.
+"""
+
+
+class JaxffError(ValueError):
+    """Base of all errors that bad input causes."""
+
+
+class StructureError(JaxffError):
+    """A structure that the model can't or must not evaluate."""
+
+
+class CheckpointError(JaxffError):
+    """A file that isn't a usable checkpoint."""
+
+
+class HostileCheckpointError(CheckpointError):
+    """A file whose pickle asks for something that acts; nothing in it was run."""
+
+
+class ConfigError(JaxffError):
+    """A setting that is unknown, missing or out of range."""

@@ -1,0 +1,139 @@
+"""What the model sees of a structure: checked numbers and positions, and the directed pairs between atoms.
+
+Index conventions, said once. A pair (edge) e goes from its sender j to its receiver i; its vector is
+r_e = R[sender] - R[receiver], as in the student. N atoms, E pairs, padding included; padding has mask False.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxff.errors import StructureError
+
+Layout = Literal["all", "slots", "edges"]
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["senders", "receivers", "mask"],
+    meta_fields=["num_atoms", "layout", "symmetric"],
+)
+@dataclass(frozen=True)
+class Pairs:
+    """Directed pairs of one structure (or of several, joined), in one of three layouts.
+
+    all: E = N², pair e = (receiver e // N, sender e % N): small systems, no gather and no scatter at all.
+    slots: E = N M, receiver e // M: a dense neighbour list, sums over receivers are reshapes.
+    edges: any order; sums are segment sums.
+
+    `symmetric` promises that with every valid pair its reverse is valid too. Then, for filters that depend on the
+    distance alone, the transpose of a message sum is the same gather-sum (jaxff.ops.message), and no scatter is left.
+    """
+
+    senders: Int[Array, "E"]
+    receivers: Int[Array, "E"]
+    mask: Bool[Array, "E"]
+    num_atoms: int
+    layout: Layout = "edges"
+    symmetric: bool = False
+
+    def at_senders(self, x: Float[Array, "N ..."]) -> Float[Array, "E ..."]:
+        """x of each pair's sender."""
+        if self.layout == "all":
+            n = self.num_atoms
+            return jnp.broadcast_to(x[None], (n, *x.shape)).reshape(n * n, *x.shape[1:])
+        return x[self.senders]
+
+    def at_receivers(self, x: Float[Array, "N ..."]) -> Float[Array, "E ..."]:
+        """x of each pair's receiver."""
+        if self.layout == "edges":
+            return x[self.receivers]
+        return jnp.repeat(x, self._slots, axis=0)
+
+    def sum_at_receivers(self, x: Float[Array, "E ..."]) -> Float[Array, "N ..."]:
+        """Sum of x over the pairs that each atom receives."""
+        if self.layout == "edges":
+            return jax.ops.segment_sum(x, self.receivers, self.num_atoms)
+        return x.reshape(self.num_atoms, self._slots, *x.shape[1:]).sum(axis=1)
+
+    def sum_at_senders(self, x: Float[Array, "E ..."]) -> Float[Array, "N ..."]:
+        """Sum of x over the pairs that each atom sends."""
+        if self.layout == "all":
+            return x.reshape(self.num_atoms, self.num_atoms, *x.shape[1:]).sum(axis=0)
+        return jax.ops.segment_sum(x, self.senders, self.num_atoms)
+
+    @property
+    def _slots(self) -> int:
+        return self.mask.shape[0] // max(self.num_atoms, 1)
+
+
+def check_structure(
+    numbers: Any,
+    positions: Any,
+    cell: Any = None,
+    pbc: Any = None,
+    *,
+    max_z: int = 118,
+    elements: tuple[int, ...] | None = None,
+) -> tuple[Int[np.ndarray, "N"], Float[np.ndarray, "N 3"]]:
+    """Atomic numbers (int32) and positions (float64, Å) as arrays, or StructureError.
+
+    Refused: no atoms, shapes that disagree, NaN or infinity, an atomic number outside 1..max_z or outside
+    `elements`, a periodic structure (pairs across cells are not implemented).
+    """
+    try:
+        z, r = np.asarray(numbers), np.asarray(positions, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise StructureError(f"expected arrays of numbers, received something else ({error})") from None
+    if z.ndim != 1 or r.shape != (z.shape[0], 3):
+        raise StructureError(
+            f"expected numbers of shape [N] and positions of shape [N, 3], received {list(z.shape)} and {list(r.shape)}"
+        )
+    if z.size == 0:
+        raise StructureError("expected at least one atom, received none")
+    if z.dtype.kind not in "iu":
+        if z.dtype.kind != "f" or not np.all(z == np.round(z)):
+            raise StructureError(f"expected integer atomic numbers, received dtype {z.dtype}")
+        z = z.astype(np.int64)
+    bad = np.flatnonzero(~np.isfinite(r).all(axis=1))
+    if bad.size:
+        raise StructureError(f"expected finite positions, received {r[bad[0]].tolist()} for atom {bad[0]}")
+    outside = np.flatnonzero((z < 1) | (z > max_z))
+    if outside.size:
+        i = outside[0]
+        raise StructureError(f"expected atomic numbers 1 to {max_z}, received {int(z[i])} for atom {i}")
+    if elements is not None:
+        unknown = np.flatnonzero(~np.isin(z, elements))
+        if unknown.size:
+            i = unknown[0]
+            raise StructureError(
+                f"the model was made for the elements {sorted(elements)}, received {int(z[i])} for atom {i}"
+            )
+    if pbc is not None and np.any(pbc):
+        raise StructureError(
+            f"expected an open (non-periodic) structure, received pbc = {np.asarray(pbc).tolist()}:"
+            " periodic pairs are not implemented"
+        )
+    if cell is not None and np.shape(cell) not in ((3, 3), (3,), (6,)):
+        raise StructureError(f"expected a cell of shape [3, 3], received {list(np.shape(cell))}")
+    return z.astype(np.int32), r
+
+
+def closest_pair(positions: Float[np.ndarray, "N 3"]) -> tuple[float, int, int]:
+    """Distance (Å) and indices of the two atoms that lie closest; infinity for one atom."""
+    from scipy.spatial import cKDTree
+
+    if len(positions) < 2:
+        return float("inf"), 0, 0
+    distance, index = cKDTree(positions).query(positions, k=2)
+    # of two atoms at one place, either may come first in its own query
+    i = int(np.argmin(distance[:, 1]))
+    j = int(index[i, 1] if index[i, 1] != i else index[i, 0])
+    return float(distance[i, 1]), min(i, j), max(i, j)
