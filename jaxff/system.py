@@ -55,7 +55,8 @@ class Pairs:
         """x of each pair's receiver."""
         if self.layout == "edges":
             return x[self.receivers]
-        return jnp.repeat(x, self._slots, axis=0)
+        n, m = self.num_atoms, self._slots
+        return jnp.broadcast_to(x[:, None], (n, m, *x.shape[1:])).reshape(n * m, *x.shape[1:])
 
     def sum_at_receivers(self, x: Float[Array, "E ..."]) -> Float[Array, "N ..."]:
         """Sum of x over the pairs that each atom receives."""
@@ -68,6 +69,20 @@ class Pairs:
         if self.layout == "all":
             return x.reshape(self.num_atoms, self.num_atoms, *x.shape[1:]).sum(axis=0)
         return jax.ops.segment_sum(x, self.senders, self.num_atoms)
+
+    def transpose_sum(self, weights: Float[Array, "E ..."], x: Float[Array, "N ..."]) -> Float[Array, "N ..."]:
+        """Sum over the pairs e that each atom sends of weights_e x[receiver]: the transpose of a message sum.
+
+        Over a symmetric list it is taken at the receivers; `weights` must then be equal for a pair and its reverse.
+        """
+        if self.transposes_by_gather:
+            return self.sum_at_receivers(weights * self.at_senders(x))
+        return self.sum_at_senders(weights * self.at_receivers(x))
+
+    @property
+    def transposes_by_gather(self) -> bool:
+        """Whether `transpose_sum` relies on the list's symmetry (a dense sum over senders is as cheap without)."""
+        return self.symmetric and self.layout != "all"
 
     @property
     def _slots(self) -> int:

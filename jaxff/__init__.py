@@ -1,0 +1,66 @@
+"""jaxff: a PaiNN force field in JAX whose gradients are written by hand.
+
+Names load on first use, so that `import jaxff` is quick and has no side effects.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxff.convert import convert
+    from jaxff.errors import (
+        CheckpointError,
+        ConfigError,
+        HostileCheckpointError,
+        JaxffError,
+        StructureError,
+    )
+    from jaxff.interop.ase import JaxffCalculator
+    from jaxff.loading import load_potential
+    from jaxff.potential import Potential
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "HostileCheckpointError",
+    "JaxffCalculator",
+    "JaxffError",
+    "Potential",
+    "StructureError",
+    "__version__",
+    "convert",
+    "interop",
+    "load_potential",
+    "md",
+    "ops",
+    "validate",
+]
+
+_HOMES = {
+    "CheckpointError": "errors",
+    "ConfigError": "errors",
+    "HostileCheckpointError": "errors",
+    "JaxffCalculator": "interop.ase",
+    "JaxffError": "errors",
+    "Potential": "potential",
+    "StructureError": "errors",
+    "load_potential": "loading",
+}
+_MODULES = ("interop", "md", "ops", "validate")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(import_module(f"jaxff.{_HOMES[name]}"), name)
+    elif name in _MODULES:
+        value = import_module(f"jaxff.{name}")
+    else:
+        raise AttributeError(f"module 'jaxff' has no attribute '{name}'")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,180 @@
+"""A model with its parameters, ready to be evaluated: energy, forces, Hessian; dtype and engine are chosen once."""
+
+from __future__ import annotations
+
+import contextlib
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxff import models, neighbors
+from jaxff.config import PainnConfig, StudentConfig
+from jaxff.errors import ConfigError
+from jaxff.ops.distance import accumulate_forces
+from jaxff.system import Pairs, check_structure
+
+Engine = Literal["auto", "xla"]
+Config = StudentConfig | PainnConfig
+
+
+class Potential:
+    """A potential energy surface: parameters + model -> energy (eV) and forces (eV/Å).
+
+    params: the parameter tree (jaxff.models.param_shapes); dtype: "float32" or "float64"; engine: "xla", or "auto"
+    for the best one at hand. float64 needs no global JAX setting. Raises ConfigError for another dtype or engine.
+
+    The methods take one structure: numbers [N] and positions [N, 3] Å; cell and pbc are accepted, but a periodic
+    structure raises StructureError, as do NaN, unknown elements and shapes that disagree.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        config: Config,
+        dtype: Any = "float32",
+        engine: str = "auto",
+        certificate: dict[str, Any] | None = None,
+    ) -> None:
+        self.dtype = _check_dtype(dtype)
+        self.engine = _check_engine(engine)
+        self.config = config
+        self.certificate = certificate
+        with self.precision():
+            self.params = models.cast(params, self.dtype)
+        self._key = models.jit_key(config)
+        self._slots: dict[int, int] = {}
+
+    def precision(self) -> contextlib.AbstractContextManager[Any]:
+        """A context in which JAX computes in this potential's dtype, whatever the global setting."""
+        return jax.enable_x64(True) if self.dtype == np.float64 else contextlib.nullcontext()
+
+    def check(
+        self, numbers: Any, positions: Any, cell: Any = None, pbc: Any = None
+    ) -> tuple[Int[np.ndarray, "N"], Float[np.ndarray, "N 3"]]:
+        """The structure as arrays (int32, float64), or StructureError."""
+        return check_structure(
+            numbers, positions, cell, pbc, max_z=self.config.max_z, elements=self.config.elements
+        )
+
+    def energy(self, numbers: Any, positions: Any, cell: Any = None, pbc: Any = None) -> float:
+        """Energy in eV."""
+        return float(np.sum(self.atomic_energies(numbers, positions, cell, pbc)))
+
+    def atomic_energies(
+        self, numbers: Any, positions: Any, cell: Any = None, pbc: Any = None
+    ) -> Float[np.ndarray, "N"]:
+        """The readout of each atom, [N] eV; they sum to the energy."""
+        z, r = self.check(numbers, positions, cell, pbc)
+        with self.precision():
+            energies = _energies(self.params, self._key, *self._prepare(z, r))
+            return np.asarray(energies)[: len(z)]
+
+    def energy_and_forces(
+        self, numbers: Any, positions: Any, cell: Any = None, pbc: Any = None
+    ) -> tuple[float, Float[np.ndarray, "N 3"]]:
+        """Energy in eV and forces -dE/dR, [N, 3] eV/Å."""
+        energies, forces = self.evaluate(numbers, positions, cell, pbc)
+        return float(np.sum(energies)), forces
+
+    def evaluate(
+        self, numbers: Any, positions: Any, cell: Any = None, pbc: Any = None
+    ) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N 3"]]:
+        """Atomic energies [N] in eV and forces [N, 3] in eV/Å, by the explicit chain."""
+        z, r = self.check(numbers, positions, cell, pbc)
+        with self.precision():
+            energies, forces = _energies_and_forces(self.params, self._key, *self._prepare(z, r))
+            return np.asarray(energies)[: len(z)], np.asarray(forces)[: len(z)]
+
+    def hessian(
+        self, numbers: Any, positions: Any, cell: Any = None, pbc: Any = None
+    ) -> Float[np.ndarray, "3N 3N"]:
+        """Second derivatives d²E/dR², [3N, 3N] eV/Å², atom-major, by reverse mode over the hand-written rules."""
+        z, r = self.check(numbers, positions, cell, pbc)
+        with self.precision():
+            senders, receivers = neighbors.neighbor_pairs(r, self.config.cutoff)
+            pairs = Pairs(senders, receivers, np.ones(len(senders), bool), len(z), symmetric=True)
+            return np.asarray(_hessian(self.params, self._key, z, r.astype(self.dtype), pairs))
+
+    def atomic_energies_of_vectors(
+        self, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
+    ) -> Float[Array, "N"]:
+        """Atomic energies [N] in eV of traced pair vectors [E, 3]; pairs beyond the cutoff are masked here.
+
+        For use under jit, vmap and grad (jax.grad runs the hand-written rules, twice by reverse mode). Arrays are of
+        this potential's dtype; numbers 0 mark padding; they are not checked here.
+        """
+        return models.atomic_energies(self.params, self._key, numbers, vectors, self._within_cutoff(vectors, pairs))
+
+    def energies_and_vector_gradients(
+        self, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
+    ) -> tuple[Float[Array, "N"], Float[Array, "E 3"]]:
+        """Atomic energies [N] (eV) and dE/dr_e [E, 3] (eV/Å) of traced pair vectors, by the explicit chain."""
+        pairs = self._within_cutoff(vectors, pairs)
+        return models.energies_and_vector_gradients(self.params, self._key, numbers, vectors, pairs)
+
+    def _within_cutoff(self, vectors: Float[Array, "E 3"], pairs: Pairs) -> Pairs:
+        square = jnp.sum(jax.lax.stop_gradient(vectors) ** 2, axis=1)
+        inside = jnp.sqrt(square) <= self.config.cutoff
+        return Pairs(pairs.senders, pairs.receivers, pairs.mask & inside, pairs.num_atoms, pairs.layout, pairs.symmetric)
+
+    def _prepare(
+        self, z: Int[np.ndarray, "N"], r: Float[np.ndarray, "N 3"]
+    ) -> tuple[Int[np.ndarray, "P"], Float[np.ndarray, "E 3"], Pairs]:
+        """Padded numbers, pair vectors in this dtype, and pairs."""
+        n = len(z)
+        padded = neighbors.bucket(n)
+        cutoff = self.config.cutoff
+        if n <= neighbors.ALL_PAIRS_LIMIT:
+            vectors, pairs = neighbors.all_pairs(r, cutoff, padded)
+        else:
+            senders, receivers = neighbors.neighbor_pairs(r, cutoff)
+            needed = neighbors.slots_needed(receivers, n)
+            if needed > self._slots.get(padded, 0):
+                self._slots[padded] = neighbors.round_slots(needed)
+            vectors, pairs = neighbors.slot_pairs(r, senders, receivers, padded, self._slots[padded])
+        return np.pad(z, (0, padded - n)), vectors.astype(self.dtype), pairs
+
+
+@partial(jax.jit, static_argnums=1)
+def _energies(
+    params: Any, config: Config, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
+) -> Float[Array, "N"]:
+    return models.atomic_energies(params, config, numbers, vectors, pairs)
+
+
+@partial(jax.jit, static_argnums=1)
+def _energies_and_forces(
+    params: Any, config: Config, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
+) -> tuple[Float[Array, "N"], Float[Array, "N 3"]]:
+    energies, gradients = models.energies_and_vector_gradients(params, config, numbers, vectors, pairs)
+    return energies, accumulate_forces(gradients, pairs)
+
+
+@partial(jax.jit, static_argnums=1)
+def _hessian(
+    params: Any, config: Config, numbers: Int[Array, "N"], positions: Float[Array, "N 3"], pairs: Pairs
+) -> Float[Array, "3N 3N"]:
+    def energy(r: Float[Array, "N 3"]) -> Float[Array, ""]:
+        return models.atomic_energies(params, config, numbers, r[pairs.senders] - r[pairs.receivers], pairs).sum()
+
+    return jax.jacrev(jax.grad(energy))(positions).reshape(positions.size, positions.size)
+
+
+def _check_dtype(dtype: Any) -> np.dtype:
+    try:
+        resolved = np.dtype(dtype)
+    except TypeError:
+        resolved = np.dtype(object)
+    if resolved not in (np.dtype("float32"), np.dtype("float64")):
+        raise ConfigError(f"expected dtype 'float32' or 'float64', received {dtype!r}")
+    return resolved
+
+
+def _check_engine(engine: str) -> str:
+    if engine not in ("auto", "xla"):
+        raise ConfigError(f"expected engine 'auto' or 'xla', received {engine!r}")
+    return "xla"
