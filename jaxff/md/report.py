@@ -1,0 +1,133 @@
+"""What a simulation was worth: summary.json and energy.png."""
+
+# ruff: noqa: N815  (units keep their capital letters: temperature_K, meV)
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from jaxff.config import Settings
+from jaxff.md.log import Series
+from jaxff.potential import Potential
+
+
+class EnergyConservation(Settings):
+    """Drift and fluctuation of the total energy, per atom."""
+
+    drift_meV_per_atom_per_ps: float
+    drift_standard_error: float  # of the fit, as if frames were independent
+    fluctuation_rms_meV_per_atom: float  # of what the fitted line leaves
+    fluctuation_peak_to_peak_meV_per_atom: float  # of the total energy itself
+
+
+class Summary(Settings):
+    """A finished, interrupted or failed simulation. Everything that summary.json holds."""
+
+    status: Literal["completed", "interrupted", "failed"]
+    message: str | None
+    formula: str
+    atoms: int
+    ensemble: str
+    steps: int
+    steps_completed: int
+    frames: int
+    timestep_fs: float
+    time_ps: float
+    seed: int
+    temperature_K: float
+    temperature_mean_K: float
+    temperature_std_K: float
+    degrees_of_freedom: int
+    energy_start_eV: float
+    energy_end_eV: float
+    conservation: EnergyConservation | None  # None: too few frames, or a thermostat
+    relaxation: dict[str, Any] | None
+    steps_per_second: float | None  # None: no block was completed
+    ns_per_day: float | None
+    compile_seconds: float
+    wall_seconds: float
+    neighbor_list: bool
+    reallocations: int
+    dtype: str
+    engine: str
+    device: str
+    model: dict[str, Any]
+    known_defects: tuple[str, ...]
+    versions: dict[str, str]
+
+
+def energy_conservation(
+    time_fs: Float[np.ndarray, " T"], total: Float[np.ndarray, " T"], atoms: int
+) -> EnergyConservation | None:
+    """A line fitted to the total energy (eV) over time (fs); None for fewer than three frames."""
+    if len(total) < 3:
+        return None
+    x = (time_fs - time_fs.mean()) * 1e-3
+    y = (total - total.mean()) * (1e3 / atoms)
+    slope = x @ y / (x @ x)
+    residual = y - slope * x
+    return EnergyConservation(
+        drift_meV_per_atom_per_ps=float(slope),
+        drift_standard_error=float(np.sqrt(residual @ residual / (len(x) - 2) / (x @ x))),
+        fluctuation_rms_meV_per_atom=float(np.sqrt(np.mean(residual**2))),
+        fluctuation_peak_to_peak_meV_per_atom=float(np.ptp(y)),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what made the numbers."""
+    found = {"python": platform.python_version()}
+    for name in ("jaxff", "jax", "jaxlib", "jax-md", "ase", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def plot_energies(path: Path, series: Series, title: str, atoms: int, fit: EnergyConservation | None) -> None:
+    """Total energy on its own axis, potential and kinetic below it, against time (PNG)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 5.6), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    ps = series.time_fs * 1e-3
+    total = (series.total - series.total[0]) * (1e3 / atoms)
+    top.plot(ps, total, color="#333333", linewidth=1.0, label="total")
+    if fit is not None:
+        line = total.mean() + fit.drift_meV_per_atom_per_ps * (ps - ps.mean())
+        label = f"drift {fit.drift_meV_per_atom_per_ps:+.2g} meV/atom/ps"
+        top.plot(ps, line, color="#d55e00", linewidth=1.5, linestyle="--", label=label)
+    top.set_ylabel("total - start (meV/atom)")
+    top.set_title(title)
+    potential = series.potential - series.potential.min()
+    bottom.plot(ps, potential, color="#0072b2", linewidth=1.0, label="potential - its minimum")
+    bottom.plot(ps, series.kinetic, color="#e69f00", linewidth=1.0, label="kinetic")
+    bottom.set_ylabel("energy (eV)")
+    bottom.set_xlabel("time (ps)")
+    for axes in (top, bottom):
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.margins(x=0.01)
+        axes.ticklabel_format(axis="y", useOffset=False)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize="small")
+    figure.savefig(path, format="png")
+
+
+def describe_model(potential: Potential) -> dict[str, Any]:
+    """Architecture, configuration, number of parameters and the certificate's hashes."""
+    leaves = jax.tree.leaves(potential.params)
+    hashes = {key: value for key, value in (potential.certificate or {}).items() if "sha256" in key}
+    return {
+        "config": potential.config.model_dump(mode="json"),
+        "parameters": sum(int(np.size(leaf)) for leaf in leaves),
+        "certificate": hashes or None,
+    }
