@@ -56,9 +56,7 @@ class Potential:
         self, numbers: Any, positions: Any, cell: Any = None, pbc: Any = None
     ) -> tuple[Int[np.ndarray, "N"], Float[np.ndarray, "N 3"]]:
         """The structure as arrays (int32, float64), or StructureError."""
-        return check_structure(
-            numbers, positions, cell, pbc, max_z=self.config.max_z, elements=self.config.elements
-        )
+        return check_structure(numbers, positions, cell, pbc, max_z=self.config.max_z, elements=self.config.elements)
 
     def energy(self, numbers: Any, positions: Any, cell: Any = None, pbc: Any = None) -> float:
         """Energy in eV."""
@@ -89,9 +87,7 @@ class Potential:
             energies, forces = _energies_and_forces(self.params, self._key, *self._prepare(z, r))
             return np.asarray(energies)[: len(z)], np.asarray(forces)[: len(z)]
 
-    def hessian(
-        self, numbers: Any, positions: Any, cell: Any = None, pbc: Any = None
-    ) -> Float[np.ndarray, "3N 3N"]:
+    def hessian(self, numbers: Any, positions: Any, cell: Any = None, pbc: Any = None) -> Float[np.ndarray, "3N 3N"]:
         """Second derivatives d²E/dR², [3N, 3N] eV/Å², atom-major, by reverse mode over the hand-written rules."""
         z, r = self.check(numbers, positions, cell, pbc)
         with self.precision():
@@ -119,7 +115,14 @@ class Potential:
     def _within_cutoff(self, vectors: Float[Array, "E 3"], pairs: Pairs) -> Pairs:
         square = jnp.sum(jax.lax.stop_gradient(vectors) ** 2, axis=1)
         inside = jnp.sqrt(square) <= self.config.cutoff
-        return Pairs(pairs.senders, pairs.receivers, pairs.mask & inside, pairs.num_atoms, pairs.layout, pairs.symmetric)
+        return Pairs(
+            pairs.senders,
+            pairs.receivers,
+            pairs.mask & inside,
+            pairs.num_atoms,
+            pairs.layout,
+            pairs.symmetric,
+        )
 
     def _prepare(
         self, z: Int[np.ndarray, "N"], r: Float[np.ndarray, "N 3"]

@@ -37,9 +37,9 @@ class Pairs:
     distance alone, the transpose of a message sum is the same gather-sum (jaxff.ops.message), and no scatter is left.
     """
 
-    senders: Int[Array, "E"]
-    receivers: Int[Array, "E"]
-    mask: Bool[Array, "E"]
+    senders: Int[Array | np.ndarray, "E"]
+    receivers: Int[Array | np.ndarray, "E"]
+    mask: Bool[Array | np.ndarray, "E"]
     num_atoms: int
     layout: Layout = "edges"
     symmetric: bool = False

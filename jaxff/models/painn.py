@@ -60,7 +60,7 @@ def leaves(config: PainnConfig) -> dict[str, Any]:
 def reference_atomic_energies(
     params: Params, config: PainnConfig, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
 ) -> Float[Array, "N"]:
-    """Atomic energies (eV) through plain functions, for autodiff to be compared with; same arguments as `atomic_energies`."""
+    """`atomic_energies` through plain functions, for autodiff to be compared with."""
     d, u = distance_reference(vectors)
     phi = bessel_edge_features_reference(d, config.num_rbf, config.cutoff)
     s = params["embedding"]["table"][numbers]

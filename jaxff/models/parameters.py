@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -29,7 +30,7 @@ def dense_leaves(*sizes: int) -> dict[str, dict[str, Leaf]]:
             "kernel": Leaf((n_in, n_out), nn.initializers.xavier_uniform()),
             "bias": Leaf((n_out,), nn.initializers.zeros),
         }
-        for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+        for i, (n_in, n_out) in enumerate(pairwise(sizes))
     }
 
 

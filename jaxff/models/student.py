@@ -49,9 +49,13 @@ def leaves(config: StudentConfig) -> dict[str, Any]:
 
 
 def reference_atomic_energies(
-    params: Params, config: StudentConfig, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
+    params: Params,
+    config: StudentConfig,
+    numbers: Int[Array, "N"],
+    vectors: Float[Array, "E 3"],
+    pairs: Pairs,
 ) -> Float[Array, "N"]:
-    """Atomic energies (eV) through plain functions, for autodiff to be compared with; same arguments as `atomic_energies`."""
+    """`atomic_energies` through plain functions, for autodiff to be compared with."""
     d, u = distance_reference(vectors, EPSILON)
     phi = edge_features_reference(d, params["radial"]["centers"], params["radial"]["widths"], config.cutoff)
     s = params["embedding"]["table"][numbers]
@@ -67,7 +71,11 @@ def reference_atomic_energies(
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def atomic_energies(
-    params: Params, config: StudentConfig, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
+    params: Params,
+    config: StudentConfig,
+    numbers: Int[Array, "N"],
+    vectors: Float[Array, "E 3"],
+    pairs: Pairs,
 ) -> Float[Array, "N"]:
     """Atomic energies [N] in eV; their gradient is the chain of hand-written rules below.
 
@@ -77,7 +85,11 @@ def atomic_energies(
 
 
 def forward(
-    params: Params, config: StudentConfig, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
+    params: Params,
+    config: StudentConfig,
+    numbers: Int[Array, "N"],
+    vectors: Float[Array, "E 3"],
+    pairs: Pairs,
 ) -> tuple[Float[Array, "N"], Any]:
     """atomic_energies with what `backward` needs."""
     (d, u), distance_residuals = distance_fwd(vectors, EPSILON)
@@ -92,7 +104,16 @@ def forward(
         (s, v), update_residuals = update_fwd(s + ds, v + dv, *_update_weights(layer))
         interactions.append((filter_residuals, message_residuals, update_residuals))
     energies, readout_residuals = readout_fwd(s, dense_layers(params["readout"]))
-    residuals = (distance_residuals, phi_residuals, phi, v, interactions, readout_residuals, numbers, params["embedding"])
+    residuals = (
+        distance_residuals,
+        phi_residuals,
+        phi,
+        v,
+        interactions,
+        readout_residuals,
+        numbers,
+        params["embedding"],
+    )
     return jnp.where(numbers > 0, energies, 0), residuals
 
 

@@ -33,9 +33,7 @@ def distance_reference(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
-def distance(
-    vectors: Float[Array, "E 3"], epsilon: float = 0.0
-) -> tuple[Float[Array, "E"], Float[Array, "E 3"]]:
+def distance(vectors: Float[Array, "E 3"], epsilon: float = 0.0) -> tuple[Float[Array, "E"], Float[Array, "E 3"]]:
     """Distances d = |r| and directions u = r / (d + ε); the student has ε = 1e-8 Å, PaiNN 0.
 
     vectors: [E, 3] Å. Returns d [E] Å and u [E, 3]. At r = 0: d = 0, u = 0, and dd/dr = 0.

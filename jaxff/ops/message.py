@@ -26,9 +26,7 @@ def message_reference(
     """The plain primal of `message`."""
     ws, w1, w2 = _split(filters, pairs)
     ds = pairs.sum_at_receivers(pairs.at_senders(s) * ws)
-    dv = pairs.sum_at_receivers(
-        pairs.at_senders(v) * w1[:, None, :] + directions[:, :, None] * w2[:, None, :]
-    )
+    dv = pairs.sum_at_receivers(pairs.at_senders(v) * w1[:, None, :] + directions[:, :, None] * w2[:, None, :])
     return ds, dv
 
 
@@ -113,7 +111,9 @@ def gated_message(
     directions: Float[Array, "E 3"],
     pairs: Pairs,
 ) -> tuple[Float[Array, "N F"], Float[Array, "N 3 F"]]:
-    """PaiNN's message (arXiv:2102.03150, eqs. 7, 8): Δs_i = Σ_j xs_j Ws_ij,  Δv_i = Σ_j (u_ij xu_j Wu_ij + v_j xv_j Wv_ij).
+    """PaiNN's message (arXiv:2102.03150, eqs. 7, 8).
+
+    Δs_i = Σ_j xs_j Ws_ij,  Δv_i = Σ_j (u_ij xu_j Wu_ij + v_j xv_j Wv_ij).
 
     x = [xs, xu, xv]: [N, 3F], the gates φ(s); v: [N, 3, F]; filters [Ws, Wu, Wv]: [E, 3F]; directions u: [E, 3].
     """

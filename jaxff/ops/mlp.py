@@ -56,7 +56,8 @@ def mlp_fwd(
     x: Float[Array, "... in"], layers: Layers
 ) -> tuple[Float[Array, "... out"], tuple[list[Array], list[Array], Layers]]:
     """mlp with what its backward needs: inputs h_l and pre-activations z_l of each layer."""
-    inputs, pre = [], []
+    inputs: list[Array] = []
+    pre: list[Array] = []
     for i, (kernel, bias) in enumerate(layers):
         inputs.append(x if i == 0 else jax.nn.silu(pre[-1]))
         pre.append(matmul(inputs[-1], kernel) + bias)

@@ -27,9 +27,7 @@ def gaussian_basis_reference(
 
 
 @jax.custom_vjp
-def gaussian_basis(
-    d: Float[Array, "E"], centers: Float[Array, "K"], widths: Float[Array, "K"]
-) -> Float[Array, "E K"]:
+def gaussian_basis(d: Float[Array, "E"], centers: Float[Array, "K"], widths: Float[Array, "K"]) -> Float[Array, "E K"]:
     """Gaussians g_k(d) = exp(-(d - μ_k)² / w_k²).
 
     d: [E] Å; centers μ and widths w: [K] Å. Returns [E, K].

@@ -27,8 +27,9 @@ def zbl_reference(
 def zbl(
     d: Float[Array, "E"], z_i: Float[Array, "E"], z_j: Float[Array, "E"], r_max: Float[Array, "E"]
 ) -> Float[Array, "E"]:
-    """Pair energies (eV): k Z_i Z_j / d  φ(d/a)  c(d/r_max),  φ(x) = Σ A_m exp(-B_m x),  a = 0.8854 a0/(Z_i^0.23 + Z_j^0.23).
+    """Pair energies (eV): k Z_i Z_j / d  φ(d/a)  c(d/r_max).
 
+    φ(x) = Σ A_m exp(-B_m x),  a = 0.8854 a0/(Z_i^0.23 + Z_j^0.23),
     c(x) = 1 - 28 x⁶ + 48 x⁷ - 21 x⁸ for x < 1, else 0, has two continuous derivatives at x = 1.
     d: [E] Å; z_i, z_j: [E] atomic numbers as floats; r_max: [E] Å, the sum of covalent radii. Differentiable in d only.
     """
