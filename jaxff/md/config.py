@@ -17,9 +17,7 @@ from jaxff.config import Settings, parse_settings, read_yaml
 class MDConfig(Settings):
     """What to simulate. Times in fs, temperatures in K, lengths in Å."""
 
-    ensemble: Literal["nve", "nvt_langevin"] = Field(
-        default="nve", description="nve conserves the total energy"
-    )
+    ensemble: Literal["nve", "nvt_langevin"] = Field(default="nve", description="nve conserves the total energy")
     timestep_fs: float = Field(default=0.5, gt=0.0, le=20.0, description="step of velocity Verlet, fs")
     steps: int = Field(default=10_000, ge=1, description="number of steps")
     temperature_K: float = Field(
@@ -28,31 +26,23 @@ class MDConfig(Settings):
         le=100_000.0,
         description="of the velocities drawn at the start; of the bath, too, for nvt_langevin",
     )
-    friction_per_ps: float = Field(
-        default=1.0, gt=0.0, le=1000.0, description="Langevin friction, 1/ps (nvt_langevin)"
-    )
+    friction_per_ps: float = Field(default=1.0, gt=0.0, le=1000.0, description="Langevin friction, 1/ps (nvt_langevin)")
     seed: int = Field(default=0, ge=0, lt=2**32, description="of the velocities and the thermostat's noise")
     remove_rotation: bool = Field(default=True, description="start without net rotation")
     relax: bool = Field(default=False, description="minimise the energy before the start")
     relax_fmax: float = Field(default=0.01, gt=0.0, description="largest force left after relaxing, eV/Å")
     relax_steps: int = Field(default=500, ge=1, description="most optimiser steps")
-    dtype: Literal["float32", "float64"] | None = Field(
-        default=None, description="None: as the potential was loaded"
-    )
+    dtype: Literal["float32", "float64"] | None = Field(default=None, description="None: as the potential was loaded")
     engine: str | None = Field(default=None, description="None: as the potential was loaded")
     record_every: int = Field(default=10, ge=1, description="steps between two frames of trajectory and log")
     block: int = Field(
         default=1000, ge=1, description="most steps in one compiled block; Ctrl-C stops between two blocks"
     )
-    neighbor_list_above: int = Field(
-        default=200, ge=0, description="atoms; larger systems use a neighbour list"
-    )
+    neighbor_list_above: int = Field(default=200, ge=0, description="atoms; larger systems use a neighbour list")
     neighbor_skin: float = Field(
         default=0.5, gt=0.0, le=10.0, description="added to the cutoff for the neighbour list, Å"
     )
-    max_temperature_K: float = Field(
-        default=50_000.0, gt=0.0, description="hotter than this counts as an explosion"
-    )
+    max_temperature_K: float = Field(default=50_000.0, gt=0.0, description="hotter than this counts as an explosion")
 
 
 def load_config(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> MDConfig:

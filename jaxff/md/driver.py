@@ -86,7 +86,7 @@ def run(
     summary = _summary(potential, atoms, config, recorder, relaxation, ending, tuple(known_defects))
     out.write(out.summary, summary.model_dump_json(indent=2) + "\n")
     with atomic_write(out.picture) as temporary:
-        title = f"{summary.formula}, {config.ensemble}, {config.timestep_fs:g} fs, {summary.dtype}"
+        title = f"{summary.formula}, {config.ensemble.upper()}, {config.timestep_fs:g} fs, {summary.dtype}"
         plot_energies(temporary, recorder.series, title, len(atoms), summary.conservation)
     if failure is not None:
         raise failure

@@ -28,9 +28,7 @@ class Series:
 
     def append(self, frames: Frames) -> None:
         """Keep the scalars of these frames."""
-        self._columns.append(
-            np.stack([frames.time_fs, frames.potential, frames.kinetic, frames.temperature], axis=1)
-        )
+        self._columns.append(np.stack([frames.time_fs, frames.potential, frames.kinetic, frames.temperature], axis=1))
 
     @property
     def time_fs(self) -> Float[np.ndarray, " T"]:

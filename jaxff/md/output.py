@@ -42,8 +42,7 @@ class Output:
         taken = [path.name for path in self._files() if path.exists()]
         if taken and not overwrite:
             raise SimulationError(
-                f"{self.folder}: already holds a run ({', '.join(taken)}):"
-                " name another folder or pass --overwrite"
+                f"{self.folder}: already holds a run ({', '.join(taken)}): name another folder or pass --overwrite"
             )
 
     def prepare(self, config: str) -> None:

@@ -23,9 +23,7 @@ class Relaxation:
     largest_move: float
 
 
-def relax(
-    potential: Potential, atoms: Atoms, fmax: float = 0.01, max_steps: int = 500
-) -> tuple[Atoms, Relaxation]:
+def relax(potential: Potential, atoms: Atoms, fmax: float = 0.01, max_steps: int = 500) -> tuple[Atoms, Relaxation]:
     """A relaxed copy of `atoms` and how it went; not converging is reported, not raised.
 
     fmax: largest force left, eV/Å. Raises SimulationError if the energy stops being finite.
@@ -41,9 +39,7 @@ def relax(
     converged = optimizer.run(fmax=fmax, steps=max_steps)
     after, forces = moved.get_potential_energy(), moved.get_forces()
     if not (np.isfinite(after) and np.isfinite(forces).all()):
-        raise SimulationError(
-            "relaxing the structure led to an energy that isn't finite: check the structure"
-        )
+        raise SimulationError("relaxing the structure led to an energy that isn't finite: check the structure")
     moved.calc = None
     return moved, Relaxation(
         converged=bool(converged),

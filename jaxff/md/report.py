@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from jaxff import __version__
 from jaxff.config import Settings
 from jaxff.md.log import Series
 from jaxff.potential import Potential
@@ -83,8 +84,8 @@ def energy_conservation(
 
 def versions() -> dict[str, str]:
     """Versions of what made the numbers."""
-    found = {"python": platform.python_version()}
-    for name in ("jaxff", "jax", "jaxlib", "jax-md", "ase", "numpy"):
+    found = {"python": platform.python_version(), "jaxff": __version__}
+    for name in ("jax", "jaxlib", "jax-md", "ase", "numpy"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -108,7 +109,7 @@ def plot_energies(path: Path, series: Series, title: str, atoms: int, fit: Energ
         label = f"drift {fit.drift_meV_per_atom_per_ps:+.2g} meV/atom/ps"
         top.plot(ps, line, color="#d55e00", linewidth=1.5, linestyle="--", label=label)
     top.set_ylabel("total - start (meV/atom)")
-    top.set_title(title)
+    figure.suptitle(title)
     potential = series.potential - series.potential.min()
     bottom.plot(ps, potential, color="#0072b2", linewidth=1.0, label="potential - its minimum")
     bottom.plot(ps, series.kinetic, color="#e69f00", linewidth=1.0, label="kinetic")
@@ -118,7 +119,7 @@ def plot_energies(path: Path, series: Series, title: str, atoms: int, fit: Energ
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.margins(x=0.01)
         axes.ticklabel_format(axis="y", useOffset=False)
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize="small")
+        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, frameon=False, fontsize="small")
     figure.savefig(path, format="png")
 
 

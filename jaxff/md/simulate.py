@@ -50,18 +50,14 @@ class Simulation:
     potential's dtype all the same. The next block runs on the device while the last one is written.
     """
 
-    def __init__(
-        self, potential: Potential, atoms: Atoms, momenta: Float[np.ndarray, "N 3"], config: MDConfig
-    ) -> None:
+    def __init__(self, potential: Potential, atoms: Atoms, momenta: Float[np.ndarray, "N 3"], config: MDConfig) -> None:
         self.compile_seconds = 0.0
         self.reallocations = 0
         self._dtype = potential.dtype
         self._config = config
         self._masses = atoms.get_masses()
         langevin = config.ensemble == "nvt_langevin"
-        self.degrees_of_freedom = (
-            3 * len(atoms) if langevin else degrees_of_freedom(atoms, config.remove_rotation)
-        )
+        self.degrees_of_freedom = 3 * len(atoms) if langevin else degrees_of_freedom(atoms, config.remove_rotation)
         frame_bytes = 9 * len(atoms) * self._dtype.itemsize
         self._capacity = max(1, min(config.block // config.record_every, RECORD_BYTES // frame_bytes))
         self._frames = 1  # of the next block
@@ -71,9 +67,7 @@ class Simulation:
             self._system = system
             positions = jnp.asarray(atoms.positions, self._dtype)
             neighbors = system.allocate(positions, 0)
-            start = self._compile(
-                jax.jit(system.start), positions, jnp.asarray(momenta, self._dtype), neighbors
-            )
+            start = self._compile(jax.jit(system.start), positions, jnp.asarray(momenta, self._dtype), neighbors)
             state, record = start(positions, jnp.asarray(momenta, self._dtype), neighbors)
         self._point = Point(state, neighbors)
         self._first = record
@@ -135,9 +129,7 @@ class Simulation:
         # a longer list each time: the overflow may lie ahead of the block's start
         self.reallocations += 1
         if self.reallocations > REALLOCATIONS:
-            raise SimulationError(
-                f"the neighbour list overflowed {REALLOCATIONS} times: the system is collapsing"
-            )
+            raise SimulationError(f"the neighbour list overflowed {REALLOCATIONS} times: the system is collapsing")
         with self._numerics():
             return Point(point.state, self._system.allocate(point.state.position, 4 * self.reallocations))
 
@@ -159,9 +151,7 @@ class Simulation:
     def _good(self, frames: Frames) -> int:
         # how many frames come before the first bad one
         parts = (frames.positions, frames.momenta, frames.forces)
-        finite = np.isfinite(frames.potential) & np.all(
-            [np.isfinite(x).all(axis=(1, 2)) for x in parts], axis=0
-        )
+        finite = np.isfinite(frames.potential) & np.all([np.isfinite(x).all(axis=(1, 2)) for x in parts], axis=0)
         good = finite & ~(frames.temperature > self._config.max_temperature_K)
         return len(frames) if good.all() else int(np.argmin(good))
 

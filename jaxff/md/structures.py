@@ -127,9 +127,7 @@ def check_start(atoms: Atoms) -> None:
     """
     if atoms.constraints:
         kinds = sorted({type(constraint).__name__ for constraint in atoms.constraints})
-        raise StructureError(
-            f"expected no constraints, received {', '.join(kinds)}: jaxff.md moves every atom"
-        )
+        raise StructureError(f"expected no constraints, received {', '.join(kinds)}: jaxff.md moves every atom")
     masses = atoms.get_masses()
     bad = np.flatnonzero(~(masses > 0.0) | ~np.isfinite(masses))
     if bad.size:

@@ -69,16 +69,12 @@ class System:
         mass = jnp.asarray(atoms.get_masses(), potential.dtype)
         return cls(energy, allocate, init, step, mass)
 
-    def start(
-        self, positions: Float[Array, "N 3"], momenta: Float[Array, "N 3"], neighbors: Any
-    ) -> tuple[Any, Record]:
+    def start(self, positions: Float[Array, "N 3"], momenta: Float[Array, "N 3"], neighbors: Any) -> tuple[Any, Record]:
         """The state at the start and its record of one frame."""
         state = self.init(positions, mass=self.mass, momenta=momenta, **_keyword(neighbors))
         return state, jax.tree.map(lambda x: x[None], self._record(Point(state, neighbors)))
 
-    def block(
-        self, point: Point, frames: Int[Array, ""], *, every: int, capacity: int
-    ) -> tuple[Point, Record]:
+    def block(self, point: Point, frames: Int[Array, ""], *, every: int, capacity: int) -> tuple[Point, Record]:
         """`frames` (at most `capacity`) times `every` steps, a frame recorded after each `every`."""
 
         def one_step(_: Array, at: Point) -> Point:

@@ -71,9 +71,7 @@ class FrameFormatter:
             columns += ":masses:R:1"
             tail = [f" {mass:.8f}" for mass in atoms.get_masses()]
         numbers = " ".join(["%16.10f"] * 9)
-        self._rows = "".join(
-            f"{symbol:2s} {numbers}{end}\n" for symbol, end in zip(symbols, tail, strict=True)
-        )
+        self._rows = "".join(f"{symbol:2s} {numbers}{end}\n" for symbol, end in zip(symbols, tail, strict=True))
         self._count = len(atoms)
         self._columns = columns
 

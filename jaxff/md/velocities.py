@@ -47,9 +47,7 @@ def draw_momenta(
     return momenta
 
 
-def kinetic_energy(
-    momenta: Float[np.ndarray, "*T N 3"], masses: Float[np.ndarray, " N"]
-) -> Float[np.ndarray, "*T"]:
+def kinetic_energy(momenta: Float[np.ndarray, "*T N 3"], masses: Float[np.ndarray, " N"]) -> Float[np.ndarray, "*T"]:
     """Sum of p²/2m in eV, in float64."""
     p = np.asarray(momenta, dtype=np.float64)
     return (p**2 / (2.0 * masses[:, None])).sum(axis=(-2, -1))
@@ -70,9 +68,7 @@ def _without_rotation(
     return momenta - masses * np.cross(omega, arms)
 
 
-def _inertia(
-    positions: Float[np.ndarray, "N 3"], masses: Float[np.ndarray, " N"]
-) -> Float[np.ndarray, "3 3"]:
+def _inertia(positions: Float[np.ndarray, "N 3"], masses: Float[np.ndarray, " N"]) -> Float[np.ndarray, "3 3"]:
     arms = positions - masses @ positions / masses.sum()
     return (masses * (arms**2).sum(axis=1)).sum() * np.eye(3) - (masses * arms.T) @ arms
 

@@ -1,0 +1,306 @@
+"""The command line: parse, call, print. Bad input is one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from jaxff.errors import JaxffError, StructureError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from jaxff.md.report import Summary
+
+INTERRUPTED = 130
+
+
+class _Group(TyperGroup):
+    """Turns what bad input raises into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except JaxffError as error:
+            _fail(str(error))
+        except BrokenPipeError:
+            raise  # typer leaves quietly: the reader of our output has gone
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            _fail(f"{where}{error.strerror or error}")
+        except KeyboardInterrupt:
+            typer.echo("jaxff: interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"jaxff: error: {' '.join(message.split())}", err=True)
+    raise typer.Exit(2)
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="A PaiNN force field in JAX: convert a trained model, look at it, run molecular dynamics with it.",
+    epilog="First try: jaxff md best_model.pt --molecule ethanol --steps 2000 -o run/",
+)
+
+Model = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL", help="A .safetensors file of `jaxff convert`, or a PyTorch checkpoint (.pt) as it is."
+    ),
+]
+Structure = Annotated[
+    Path | None,
+    typer.Argument(metavar="STRUCTURE", help="A structure file of any format that ASE reads (xyz, pdb, cif, ...)."),
+]
+Molecule = Annotated[
+    str | None,
+    typer.Option(
+        "--molecule", "-m", metavar="NAME", help="A built-in molecule instead of a file; see `jaxff molecules`."
+    ),
+]
+Index = Annotated[int, typer.Option("--index", help="Which frame of the file: 0 is the first, -1 the last.")]
+Dtype = Annotated[str | None, typer.Option("--dtype", metavar="[float32|float64]", help="Precision. Default: float32.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from jaxff import __version__
+
+        typer.echo(f"jaxff {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="The checkpoint to read.")],
+    destination: Annotated[Path, typer.Option("--output", "-o", metavar="DST", help="The file to write.")],
+    to_torch: Annotated[
+        bool, typer.Option("--to-torch", help="The other way: write a PyTorch checkpoint from a jaxff file.")
+    ] = False,
+) -> None:
+    """Convert a PyTorch checkpoint into a jaxff file (.safetensors), or back.
+
+    PyTorch isn't needed, and nothing in the checkpoint is run. The new file holds a certificate: hashes, a
+    check of energies and forces against an independent implementation, and the model's measured defects.
+    """
+    from jaxff.convert import convert as do_convert
+
+    do_convert(source, destination, to_torch=to_torch)
+    typer.echo(f"{destination}: written")
+
+
+@app.command()
+def inspect(file: Model) -> None:
+    """Show what a model file holds: architecture, elements, units, certificate, known defects."""
+    from jaxff.md.describe import describe
+
+    for heading, rows in describe(file).items():
+        typer.secho(heading, bold=True)
+        _rows(rows)
+
+
+@app.command()
+def molecules() -> None:
+    """List the built-in molecules that --molecule knows."""
+    from jaxff.md.structures import builtin_molecule, builtin_names
+
+    for name, source in builtin_names().items():
+        atoms = builtin_molecule(name)
+        typer.echo(f"{name:24s} {atoms.get_chemical_formula():14s} {len(atoms):3d} atoms  {source}")
+
+
+@app.command()
+def energy(
+    model: Model,
+    structure: Structure = None,
+    molecule: Molecule = None,
+    index: Index = 0,
+    dtype: Dtype = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="XYZ", help="Write them to an extended XYZ file, too.")
+    ] = None,
+) -> None:
+    """Energy (eV) and forces (eV/Å) of one structure."""
+    atoms = _atoms(structure, molecule, index)
+    from jaxff.loading import load_potential
+    from jaxff.md.trajectory import write_evaluated
+
+    potential = load_potential(model, dtype=dtype or "float32")
+    value, forces = potential.energy_and_forces(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+    if output is not None:
+        write_evaluated(output, atoms, value, forces)
+    typer.echo(f"energy {value:.8f} eV")
+    typer.echo("forces (eV/Å)")
+    for i, (symbol, force) in enumerate(zip(atoms.get_chemical_symbols(), forces, strict=True)):
+        typer.echo(f"{i:5d} {symbol:2s} " + " ".join(f"{x:14.8f}" for x in force))
+
+
+@app.command()
+def md(
+    model: Model,
+    structure: Structure = None,
+    molecule: Molecule = None,
+    index: Index = 0,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", metavar="FILE", help="Settings (YAML); the options below override it."),
+    ] = None,
+    ensemble: Annotated[
+        str | None, typer.Option(metavar="[nve|nvt_langevin]", help="nve conserves energy. Default: nve.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", "-n", help="Number of steps. Default: 10000.")] = None,
+    timestep: Annotated[float | None, typer.Option(metavar="FS", help="Time step in fs. Default: 0.5.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", "-t", metavar="K", help="Of the first velocities. Default: 300.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the random velocities. Default: 0.")] = None,
+    relax: Annotated[bool | None, typer.Option("--relax/--no-relax", help="Minimise the energy first.")] = None,
+    record_every: Annotated[int | None, typer.Option(help="Steps between two frames. Default: 10.")] = None,
+    dtype: Dtype = None,
+    engine: Annotated[str | None, typer.Option(help="How the model is evaluated. Default: auto.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the results.")] = Path(
+        "run"
+    ),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is in DIR.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+) -> None:
+    """Run molecular dynamics of one molecule with a model.
+
+    DIR gets trajectory.xyz (extended XYZ with energies, forces and velocities), log.csv, config.yaml (the
+    settings that were used), summary.json (drift, temperature, speed, versions) and energy.png.
+
+    Ctrl-C ends the run at the next block of steps and keeps everything so far (exit code 130).
+    """
+    from jaxff.md.config import load_config
+
+    options = {
+        "ensemble": ensemble,
+        "steps": steps,
+        "timestep_fs": timestep,
+        "temperature_K": temperature,
+        "seed": seed,
+        "relax": relax,
+        "record_every": record_every,
+        "dtype": dtype,
+        "engine": engine,
+    }
+    settings = load_config(config, options)
+    atoms = _atoms(structure, molecule, index)
+    from jaxff.md.output import Output
+
+    Output(output).check(overwrite)
+    from rich.console import Console
+
+    from jaxff.loading import load_potential
+    from jaxff.md.describe import known_defects
+    from jaxff.md.driver import run
+    from jaxff.md.progress import progress_bar
+
+    console = Console(stderr=True)
+    potential = load_potential(model, dtype=settings.dtype or "float32", engine=settings.engine or "auto")
+    potential.check(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+    defects = known_defects(potential)
+    for defect in defects:
+        typer.echo(f"known defect: {defect}", err=True)
+    bar = nullcontext() if quiet else progress_bar(console, settings.steps, settings.ensemble == "nve")
+    with bar as progress, _until_ctrl_c() as stop:
+        summary = run(
+            potential,
+            atoms,
+            settings,
+            output,
+            progress=progress,
+            stop=stop,
+            overwrite=overwrite,
+            known_defects=defects,
+        )
+    _rows(_outcome(summary, output))
+    if summary.status == "interrupted":
+        typer.echo(f"jaxff: {summary.message}; {output} holds everything so far", err=True)
+        raise typer.Exit(INTERRUPTED)
+
+
+def _outcome(summary: Summary, output: Path) -> dict[str, str]:
+    rows = {"system": f"{summary.formula}, {summary.atoms} atoms, {summary.dtype} on {summary.device}"}
+    if summary.relaxation:
+        found = summary.relaxation
+        state = "relaxed" if found["converged"] else "NOT CONVERGED"
+        rows["relaxation"] = f"{state} in {found['steps']} steps, largest force {found['fmax']:.3g} eV/Å"
+    rows["simulated"] = f"{summary.steps_completed} steps = {summary.time_ps:g} ps ({summary.status})"
+    if summary.steps_per_second and summary.ns_per_day:
+        rows["speed"] = (
+            f"{summary.steps_per_second:.0f} steps/s, {summary.ns_per_day:.3g} ns/day"
+            f" (and {summary.compile_seconds:.1f} s to compile)"
+        )
+    rows["temperature"] = f"{summary.temperature_mean_K:.1f} ± {summary.temperature_std_K:.1f} K (mean, spread)"
+    if summary.conservation:
+        fit = summary.conservation
+        rows["energy drift"] = f"{fit.drift_meV_per_atom_per_ps:+.3g} ± {fit.drift_standard_error:.1g} meV/atom/ps"
+        rows["fluctuation"] = (
+            f"{fit.fluctuation_rms_meV_per_atom:.3g} meV/atom rms,"
+            f" {fit.fluctuation_peak_to_peak_meV_per_atom:.3g} peak to peak"
+        )
+    rows["results"] = f"{output}/: trajectory.xyz, log.csv, config.yaml, summary.json, energy.png"
+    return rows
+
+
+def _rows(rows: dict[str, str]) -> None:
+    width = max(map(len, rows), default=0)
+    for name, value in rows.items():
+        typer.echo(f"  {name:{width}s}  {value}")
+
+
+def _atoms(structure: Path | None, molecule: str | None, index: int) -> Atoms:
+    from jaxff.md.structures import builtin_molecule, read_structure
+
+    if (structure is None) == (molecule is None):
+        received = "neither" if structure is None else "both"
+        raise StructureError(f"expected a STRUCTURE file or --molecule NAME, received {received}")
+    return builtin_molecule(molecule) if molecule is not None else read_structure(structure, index)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _until_ctrl_c() -> Iterator[Callable[[], bool]]:
+    """Yields a function that tells whether Ctrl-C was pressed; a second Ctrl-C ends at once."""
+    pressed: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+        typer.echo("\njaxff: finishing this block of steps (Ctrl-C again: leave at once)", err=True)
+
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="jaxff")
+    sys.exit(0)
