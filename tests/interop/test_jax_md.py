@@ -1,0 +1,338 @@
+"""The jax-md energy functions: equal to the Potential in open space, right in periodic boxes, usable by jax-md."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax_md import minimize, partition, quantity, simulate, space
+
+from jaxff.errors import ConfigError, JaxffError, StructureError
+from jaxff.interop import jax_md as adapter
+from jaxff.potential import Potential
+
+from .conftest import CUTOFF, random_atoms, random_potential
+
+pytestmark = [
+    pytest.mark.usefixtures("lenient_promotion"),
+    # jax-md's lists mix int32 and int64 under x64
+    pytest.mark.filterwarnings("ignore:scatter inputs have incompatible types:FutureWarning"),
+]
+FORMATS = [partition.Dense, partition.Sparse, partition.OrderedSparse]
+BOX = 7.0  # Å, above 2 CUTOFF
+# every architecture and every format once; the product is tested where it is cheap
+PAIRED = pytest.mark.parametrize(
+    ("potential", "fmt"),
+    [("student", partition.Sparse), ("painn", partition.Dense), ("painn", partition.OrderedSparse)],
+    indirect=["potential"],
+    ids=["student-sparse", "painn-dense", "painn-ordered"],
+)
+
+
+def with_list(potential, numbers, positions, displacement, box, **options):
+    """(energy_fn(R), list) with a list made for `positions`."""
+    neighbor_fn, energy_fn = adapter.energy_neighbor_list(displacement, box, potential, numbers, **options)
+    neighbor = neighbor_fn.allocate(jnp.asarray(positions))
+    return jax.jit(lambda R, **kwargs: energy_fn(R, neighbor=neighbor, **kwargs)), neighbor
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_open_lists_equal_all_pairs_and_potential(potential, fmt):
+    numbers, positions = random_atoms(14, 6.0)
+    displacement, _ = space.free()
+    energy, forces = potential.energy_and_forces(numbers, positions)
+    all_pairs = adapter.energy(potential, numbers, displacement)
+    listed, _ = with_list(potential, numbers, positions, displacement, 100.0, format=fmt)
+    for energy_fn in (all_pairs, listed):
+        value, gradient = jax.jit(jax.value_and_grad(energy_fn))(jnp.asarray(positions))
+        assert value == pytest.approx(energy, rel=0, abs=1e-12 * max(1.0, abs(energy)))
+        np.testing.assert_allclose(-gradient, forces, rtol=0, atol=1e-11)
+
+
+@PAIRED
+def test_per_particle_energies_are_the_atoms(potential, fmt):
+    numbers, positions = random_atoms(9, 5.0)
+    displacement, _ = space.free()
+    expected = potential.atomic_energies(numbers, positions)
+    all_pairs = adapter.energy(potential, numbers, displacement, per_particle=True)
+    listed, _ = with_list(potential, numbers, positions, displacement, 100.0, format=fmt, per_particle=True)
+    for energy_fn in (all_pairs, listed):
+        np.testing.assert_allclose(energy_fn(jnp.asarray(positions)), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_the_edge_at_the_cutoff_is_listed(fmt):
+    potential = random_potential("student")
+    numbers, positions = [1, 8], np.array([[0.0, 0.0, 0.0], [CUTOFF, 0.0, 0.0]])
+    listed, _ = with_list(potential, numbers, positions, space.free()[0], 100.0, format=fmt, dr_threshold=0.0)
+    assert float(listed(jnp.asarray(positions))) == pytest.approx(
+        potential.energy(numbers, positions), abs=1e-12
+    )
+    beyond = positions * (1 + 1e-12)
+    assert abs(potential.energy(numbers, beyond) - potential.energy(numbers, positions)) > 1e-6
+
+
+@PAIRED
+@pytest.mark.parametrize("n", [1, 2])
+def test_lonely_atoms_and_free_slots_give_no_nan(potential, fmt, n):
+    numbers, positions = [6, 8][:n], np.array([[0.0, 0.0, 0.0], [50.0, 0.0, 0.0]])[:n]
+    listed, _ = with_list(
+        potential, numbers, positions, space.free()[0], 100.0, format=fmt, capacity_multiplier=3.0
+    )
+    R = jnp.asarray(positions)
+    assert float(listed(R)) == pytest.approx(potential.energy(numbers, positions), abs=1e-12)
+    assert not np.any(jax.grad(listed)(R))
+    assert not np.any(jax.jit(jax.jacrev(jax.grad(listed)))(R))
+
+
+@PAIRED
+def test_second_derivatives_equal_the_hessian(potential, fmt):
+    numbers, positions = random_atoms(5, 3.0)
+    R = jnp.asarray(positions)
+    expected = potential.hessian(numbers, positions)
+    listed, _ = with_list(
+        potential, numbers, positions, space.free()[0], 100.0, format=fmt, capacity_multiplier=2.0
+    )
+    for energy_fn in (adapter.energy(potential, numbers, space.free()[0]), listed):
+        hessian = jax.jit(jax.jacrev(jax.grad(energy_fn)))(R).reshape(15, 15)
+        np.testing.assert_allclose(hessian, expected, rtol=0, atol=1e-9 * max(1.0, np.abs(expected).max()))
+
+
+def periodic_spaces(box: float):
+    """(name, displacement, box, whether positions are fractional) of one cubic box."""
+    yield "scalar", space.periodic(box)[0], box, False
+    yield "vector", space.periodic(jnp.full(3, box))[0], jnp.full(3, box), False
+    matrix = box * jnp.eye(3)
+    yield "matrix", space.periodic_general(matrix, fractional_coordinates=False)[0], matrix, False
+    yield "fractional", space.periodic_general(matrix)[0], matrix, True
+
+
+@PAIRED
+def test_a_supercell_has_eight_times_the_energy(potential, fmt):
+    numbers, positions = random_atoms(10, BOX)
+    unit_cell = jax.jit(adapter.energy(potential, numbers, space.periodic(BOX)[0]))
+    small = float(unit_cell(jnp.asarray(positions)))
+    corners = BOX * np.stack(np.meshgrid([0, 1], [0, 1], [0, 1]), axis=-1).reshape(-1, 1, 3)
+    many, R = np.tile(numbers, 8), (positions[None] + corners).reshape(-1, 3)
+    for name, displacement, box, fractional in periodic_spaces(2 * BOX):
+        options = {"fractional_coordinates": fractional, "format": fmt}
+        R_space = R / (2 * BOX) if fractional else R
+        listed, _ = with_list(potential, many, R_space, displacement, box, **options)
+        large = float(listed(jnp.asarray(R_space)))
+        assert large == pytest.approx(8 * small, rel=1e-11), name
+
+
+def test_a_periodic_box_equals_a_cluster_of_its_images(potential):
+    numbers, positions = random_atoms(8, BOX, seed=3)
+    periodic = jax.jit(adapter.energy(potential, numbers, space.periodic(BOX)[0], per_particle=True))
+    shifts = BOX * np.stack(np.meshgrid([0, -1, 1], [0, -1, 1], [0, -1, 1]), axis=-1).reshape(-1, 1, 3)
+    shifts = shifts[np.argsort(np.abs(shifts).sum(axis=(1, 2)), kind="stable")]
+    cluster = (positions[None] + shifts).reshape(-1, 3)
+    expected = potential.atomic_energies(np.tile(numbers, 27), cluster)[:8]
+    np.testing.assert_allclose(periodic(jnp.asarray(positions)), expected, rtol=0, atol=1e-11)
+
+
+@PAIRED
+def test_lattice_translations_change_nothing(potential, fmt):
+    numbers, positions = random_atoms(10, BOX)
+    displacement, _ = space.periodic(BOX)
+    listed, _ = with_list(potential, numbers, positions, displacement, BOX, format=fmt)
+    moved = positions.copy()
+    moved[3] += [BOX, -BOX, 2 * BOX]
+    relisted, _ = with_list(potential, numbers, moved, displacement, BOX, format=fmt)
+    R, R_moved = jnp.asarray(positions), jnp.asarray(moved)
+    assert float(relisted(R_moved)) == pytest.approx(float(listed(R)), abs=1e-11)
+    np.testing.assert_allclose(jax.grad(relisted)(R_moved), jax.grad(listed)(R), rtol=0, atol=1e-10)
+
+
+@PAIRED
+def test_periodic_forces_against_differences(potential, fmt):
+    numbers, positions = random_atoms(10, BOX, seed=5)
+    displacement, _ = space.periodic(BOX)
+    listed, _ = with_list(potential, numbers, positions, displacement, BOX, format=fmt)
+    gradient = jax.grad(listed)(jnp.asarray(positions))
+    np.testing.assert_allclose(np.sum(gradient, axis=0), 0.0, atol=1e-11)
+    h = 1e-5
+    for atom, axis in ((0, 0), (4, 1), (9, 2)):
+        ahead, behind = positions.copy(), positions.copy()
+        ahead[atom, axis] += h
+        behind[atom, axis] -= h
+        slope = (listed(jnp.asarray(ahead)) - listed(jnp.asarray(behind))) / (2 * h)
+        assert float(slope) == pytest.approx(float(gradient[atom, axis]), abs=1e-7)
+
+
+def test_both_directions_of_a_pair_are_exact_opposites():
+    """Without it, rounding lets one edge of a pair pass the cutoff and not the other."""
+    _, positions = random_atoms(30, BOX)
+    pairs = adapter._all_pairs(30)
+    vectors = adapter._pair_vectors(space.periodic(BOX)[0], jnp.asarray(positions), pairs).reshape(30, 30, 3)
+    np.testing.assert_array_equal(vectors, -np.swapaxes(vectors, 0, 1))
+    np.testing.assert_array_equal(
+        adapter._pair_vectors(space.free()[0], jnp.asarray(positions), pairs),
+        (positions[None] - positions[:, None]).reshape(-1, 3),
+    )
+
+
+def test_stress_is_the_strain_derivative_and_pressure_its_trace(potential):
+    numbers, positions = random_atoms(10, BOX)
+    R, box = jnp.asarray(positions), BOX * jnp.eye(3)
+    displacement, _ = space.periodic_general(box, fractional_coordinates=False)
+    energy_fn, _ = with_list(potential, numbers, positions, displacement, box)
+    stress = quantity.stress(energy_fn, R, box)
+    h = 1e-5
+    for i, j in ((0, 0), (0, 1), (2, 2)):
+        strain = np.zeros((3, 3))
+        strain[i, j] = h
+        ahead, behind = (float(energy_fn(R, perturbation=jnp.eye(3) + s * strain)) for s in (1, -1))
+        assert float(stress[i, j]) == pytest.approx(-(ahead - behind) / (2 * h) / BOX**3, abs=1e-9)
+    assert float(quantity.pressure(energy_fn, R, box)) == pytest.approx(
+        float(jnp.trace(stress)) / 3, abs=1e-12
+    )
+
+
+def test_quantity_force_is_the_potential_s(potential):
+    numbers, positions = random_atoms(8, 5.0)
+    force_fn = jax.jit(quantity.force(adapter.energy(potential, numbers, space.free()[0])))
+    _, forces = potential.energy_and_forces(numbers, positions)
+    np.testing.assert_allclose(force_fn(jnp.asarray(positions)), forces, rtol=0, atol=1e-11)
+
+
+def test_nve_with_a_list_conserves_energy():
+    potential = random_potential("painn")
+    numbers, positions = random_atoms(20, BOX, closest=1.2)
+    displacement, shift = space.periodic(BOX)
+    neighbor_fn, energy_fn = adapter.energy_neighbor_list(displacement, BOX, potential, numbers)
+    init, apply = simulate.nve(energy_fn, shift, 0.02)
+    neighbor = neighbor_fn.allocate(jnp.asarray(positions))
+    state = init(jax.random.key(0), jnp.asarray(positions), 0.03, mass=10.0, neighbor=neighbor)
+
+    def total(state, neighbor):
+        kinetic = quantity.kinetic_energy(momentum=state.momentum, mass=state.mass)
+        return float(energy_fn(state.position, neighbor=neighbor) + kinetic)
+
+    @jax.jit
+    def step(state, neighbor):
+        neighbor = neighbor.update(state.position)
+        return apply(state, neighbor=neighbor), neighbor
+
+    start = total(state, neighbor)
+    for _ in range(50):
+        state, neighbor = step(state, neighbor)
+    neighbor = neighbor.update(state.position)
+    assert not neighbor.did_buffer_overflow
+    assert np.abs(state.position - positions).max() > 0.01
+    assert total(state, neighbor) == pytest.approx(start, abs=1e-4)
+
+
+def test_fire_descent_lowers_the_energy(potential):
+    numbers, positions = random_atoms(8, 5.0, closest=1.0)
+    displacement, shift = space.free()
+    energy_fn = jax.jit(adapter.energy(potential, numbers, displacement))
+    init, apply = minimize.fire_descent(energy_fn, shift, dt_start=0.01, dt_max=0.05)
+    state = init(jnp.asarray(positions))
+    before = float(energy_fn(state.position))
+    step = jax.jit(apply)
+    for _ in range(30):
+        state = step(state)
+    assert float(energy_fn(state.position)) < before
+
+
+def test_an_overflowing_list_says_so(potential):
+    numbers, positions = random_atoms(12, 11.0, closest=1.5)
+    neighbor_fn, _ = adapter.energy_neighbor_list(
+        space.free()[0], 100.0, potential, numbers, dr_threshold=0.0, capacity_multiplier=1.0
+    )
+    neighbor = neighbor_fn.allocate(jnp.asarray(positions))
+    assert not neighbor.did_buffer_overflow
+    assert neighbor.update(jnp.asarray(0.3 * positions)).did_buffer_overflow
+
+
+@pytest.mark.parametrize("side", [5.9, (20.0, 20.0, 5.9)])
+def test_a_box_below_twice_the_cutoff_is_refused(potential, side):
+    box = jnp.asarray(side)
+    matrix = jnp.diag(jnp.broadcast_to(box, 3))
+    for displacement in (
+        space.periodic(box)[0],
+        space.periodic_general(matrix)[0],
+        space.periodic_general(matrix, fractional_coordinates=False)[0],
+    ):
+        with pytest.raises(StructureError, match="at least 6 Å"):
+            adapter.energy(potential, [1, 1], displacement)
+        with pytest.raises(StructureError, match="at least 6 Å"):
+            adapter.energy_neighbor_list(displacement, box, potential, [1, 1])
+
+
+def test_a_skew_box_is_measured_along_its_normals(potential):
+    box = np.array([[8.0, 6.0, 0.0], [0.0, 8.0, 6.0], [0.0, 0.0, 8.0]])
+    assert np.linalg.norm(box, axis=0).min() > 2 * CUTOFF
+    height = 1.0 / np.linalg.norm(np.linalg.inv(box), axis=1).max()
+    assert height < 2 * CUTOFF
+    for fractional in (True, False):
+        with pytest.raises(StructureError, match="face normal"):
+            adapter.energy(potential, [1, 1], space.periodic_general(jnp.asarray(box), fractional)[0])
+        larger = jnp.asarray(box * 2.01 * CUTOFF / height)
+        adapter.energy(potential, [1, 1], space.periodic_general(larger, fractional)[0])
+
+
+def test_a_traced_box_that_shrinks_too_far_gives_nan():
+    potential = random_potential("painn")
+    numbers, positions = random_atoms(6, BOX)
+    energy_fn = adapter.energy(potential, numbers, space.periodic_general(BOX * jnp.eye(3))[0])
+    in_box = jax.jit(lambda side: energy_fn(jnp.asarray(positions) / BOX, box=side * jnp.eye(3)))
+    assert np.isfinite(in_box(BOX))
+    assert np.isfinite(jax.grad(in_box)(BOX))
+    assert np.isnan(in_box(5.9))
+    built_inside = jax.jit(
+        lambda side: adapter.energy(potential, numbers, space.periodic(side)[0])(positions)
+    )
+    assert np.isfinite(built_inside(BOX))
+    assert np.isnan(built_inside(5.9))
+
+
+def test_bad_input_is_refused(potential):
+    displacement, _ = space.free()
+    for numbers in ([1, 99], [0, 1], []):
+        with pytest.raises(StructureError):
+            adapter.energy(potential, numbers, displacement)
+    energy_fn = adapter.energy(potential, [1, 8], displacement)
+    with pytest.raises(StructureError, match=r"\[2, 3\]"):
+        energy_fn(jnp.zeros((3, 3)))
+    with pytest.raises(TypeError, match="capacity_multiplyer"):
+        adapter.energy_neighbor_list(displacement, 10.0, potential, [1, 8], capacity_multiplyer=2.0)
+
+
+def test_float64_without_x64_is_refused(potential):
+    displacement, _ = space.free()
+    energy_fn = adapter.energy(potential, [1, 8], displacement)
+    with jax.enable_x64(False):
+        with pytest.raises(ConfigError, match="jax_enable_x64"):
+            adapter.energy(potential, [1, 8], displacement)
+        with pytest.raises(JaxffError, match="jax_enable_x64"):
+            energy_fn(jnp.zeros((2, 3)))
+
+
+def test_float32_needs_no_x64():
+    potential = random_potential("painn", "float32")
+    numbers, positions = random_atoms(8, 5.0)
+    energy, forces = potential.energy_and_forces(numbers, positions)
+    with jax.enable_x64(False):
+        listed, _ = with_list(potential, numbers, positions, space.free()[0], 100.0)
+        value, gradient = jax.value_and_grad(listed)(jnp.asarray(positions))
+    assert value.dtype == gradient.dtype == np.float32
+    assert float(value) == pytest.approx(energy, rel=1e-5, abs=1e-5)
+    np.testing.assert_allclose(-gradient, forces, rtol=0, atol=1e-4)
+
+
+def test_own_code_promotes_nothing(potential: Potential):
+    numbers, positions = random_atoms(6, 5.0)
+    with jax.numpy_dtype_promotion("strict"):
+        energy_fn = jax.jit(adapter.energy(potential, numbers, space.free()[0]))
+        assert np.isfinite(energy_fn(jnp.asarray(positions)))
+        assert np.isfinite(energy_fn(jnp.asarray(positions, dtype=jnp.float32)))
+
+
+def test_jax_grad_goes_through_the_hand_written_rules():
+    """Forward mode exists for plain JAX only: it is refused, so a rule stands in between."""
+    numbers, positions = random_atoms(4, 3.0)
+    energy_fn = adapter.energy(random_potential("painn"), numbers, space.free()[0])
+    with pytest.raises(TypeError, match="custom_vjp"):
+        jax.jvp(energy_fn, (jnp.asarray(positions),), (jnp.ones((4, 3)),))
