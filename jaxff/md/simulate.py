@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -62,15 +63,14 @@ class Simulation:
         self._capacity = max(1, min(config.block // config.record_every, RECORD_BYTES // frame_bytes))
         self._frames = 1  # of the next block
         self._compiled: dict[Any, Callable[..., Any]] = {}
+        potential_energy, forces = potential.energy_and_forces(atoms.numbers, atoms.positions)
+        start = (atoms.positions, momenta, forces)
         with self._numerics():
-            system = System.build(potential, atoms, config)
-            self._system = system
-            positions = jnp.asarray(atoms.positions, self._dtype)
-            neighbors = system.allocate(positions, 0)
-            start = self._compile(jax.jit(system.start), positions, jnp.asarray(momenta, self._dtype), neighbors)
-            state, record = start(positions, jnp.asarray(momenta, self._dtype), neighbors)
-        self._point = Point(state, neighbors)
-        self._first = record
+            self._system = System.build(potential, atoms, config)
+            position, momentum, force = (jnp.asarray(x, self._dtype) for x in start)
+            state = self._system.state(position=position, momentum=momentum, force=force)
+            self._point = Point(state, self._system.allocate(position, 0))
+            self._first = Record(position[None], momentum[None], force[None], jnp.array([potential_energy]))
 
     @property
     def state(self) -> Any:
@@ -118,7 +118,9 @@ class Simulation:
             shapes = None if point.neighbors is None else point.neighbors.idx.shape
             if (every, shapes) not in self._compiled:
                 block = jax.jit(partial(self._system.block, every=every, capacity=self._capacity))
-                self._compiled[every, shapes] = self._compile(block, point, count)
+                begin = time.perf_counter()
+                self._compiled[every, shapes] = block.lower(point, count).compile()
+                self.compile_seconds += time.perf_counter() - begin
             end, record = self._compiled[every, shapes](point, count)
         return _Block(point, end, record, frames, every, done)
 
@@ -170,15 +172,12 @@ class Simulation:
         wanted = int(BLOCK_SECONDS / max(seconds_per_frame, 1e-9))
         self._frames = max(1, min(wanted, 4 * self._frames, self._capacity))
 
-    def _compile(self, function: Any, *args: Any) -> Callable[..., Any]:
-        begin = time.perf_counter()
-        compiled: Callable[..., Any] = function.lower(*args).compile()
-        self.compile_seconds += time.perf_counter() - begin
-        return compiled
-
     def _numerics(self) -> AbstractContextManager[Any]:
-        # float64 only here and only if asked for; jax-md relies on the standard promotion rules
+        # float64 only here and only if asked for; jax-md relies on the standard promotion rules, and its lists
+        # store int64 indices (all below N) in int32 arrays
         stack = ExitStack()
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "scatter inputs have incompatible types", FutureWarning)
         stack.enter_context(jax.enable_x64(self._dtype == np.float64))
         stack.enter_context(jax.numpy_dtype_promotion("standard"))
         return stack

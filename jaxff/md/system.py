@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -34,16 +35,15 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class System:
-    """Pure functions of one system: `start` and `block` are to be jitted, `allocate` is not.
+    """Functions of one system: `state` of position, momentum and force, and `block`, which is to be jitted.
 
     The forces are jax-md's -jax.grad of the energy function, which calls the hand-written rules.
     """
 
     energy: Callable[..., Float[Array, ""]]
     allocate: Callable[[Float[Array, "N 3"], int], Any]
-    init: Callable[..., Any]
+    state: Callable[..., Any]
     step: Callable[..., Any]
-    mass: Float[Array, " N"]
 
     @classmethod
     def build(cls, potential: Potential, atoms: Atoms, config: MDConfig) -> Self:
@@ -53,26 +53,14 @@ class System:
         displacement, shift = space.free()
         energy, allocate = _energy(potential, atoms, config, displacement)
         dt, kT = config.timestep_fs * fs, config.temperature_K * kB
-        key = jax.random.PRNGKey(config.seed)
+        mass = jnp.asarray(atoms.get_masses()[:, None], potential.dtype)
         if config.ensemble == "nve":
-            nve_init, step = simulate.nve(energy, shift, dt)
-
-            def init(positions: Array, **kwargs: Any) -> Any:
-                return nve_init(key, positions, kT, **kwargs)
+            _, step = simulate.nve(energy, shift, dt)
+            state = partial(simulate.NVEState, mass=mass)
         else:
-            gamma = config.friction_per_ps / (1000.0 * fs)
-            langevin_init, step = simulate.nvt_langevin(energy, shift, dt, kT, gamma)
-
-            def init(positions: Array, **kwargs: Any) -> Any:
-                return langevin_init(key, positions, **kwargs)
-
-        mass = jnp.asarray(atoms.get_masses(), potential.dtype)
-        return cls(energy, allocate, init, step, mass)
-
-    def start(self, positions: Float[Array, "N 3"], momenta: Float[Array, "N 3"], neighbors: Any) -> tuple[Any, Record]:
-        """The state at the start and its record of one frame."""
-        state = self.init(positions, mass=self.mass, momenta=momenta, **_keyword(neighbors))
-        return state, jax.tree.map(lambda x: x[None], self._record(Point(state, neighbors)))
+            _, step = simulate.nvt_langevin(energy, shift, dt, kT, config.friction_per_ps / (1000.0 * fs))
+            state = partial(simulate.NVTLangevinState, mass=mass, rng=jax.random.PRNGKey(config.seed))
+        return cls(energy, allocate, state, step)
 
     def block(self, point: Point, frames: Int[Array, ""], *, every: int, capacity: int) -> tuple[Point, Record]:
         """`frames` (at most `capacity`) times `every` steps, a frame recorded after each `every`."""

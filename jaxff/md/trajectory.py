@@ -11,6 +11,7 @@ import numpy as np
 from ase import Atoms
 from jaxtyping import Float, Int
 
+from jaxff.files import atomic_write
 from jaxff.md.structures import has_own_masses
 
 
@@ -85,3 +86,14 @@ class FrameFormatter:
                 f' temperature_K={frames.temperature[t]:.6f} pbc="F F F"'
             )
             yield f"{self._count}\n{head}\n" + self._rows % tuple(table[t].ravel())
+
+
+def write_evaluated(path: Path, atoms: Atoms, energy: float, forces: Float[np.ndarray, "N 3"]) -> None:
+    """One structure with its energy (eV) and forces (eV/Å), as extended XYZ, whole or not at all."""
+    import ase.io
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    evaluated = Atoms(numbers=atoms.numbers, positions=atoms.positions)
+    evaluated.calc = SinglePointCalculator(evaluated, energy=energy, forces=np.asarray(forces, np.float64))
+    with atomic_write(path) as temporary:
+        ase.io.write(temporary, evaluated, format="extxyz")
