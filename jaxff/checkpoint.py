@@ -114,9 +114,7 @@ def _check_format(path: str, metadata: Mapping[str, str]) -> None:
         )
 
 
-def _read_metadata(
-    path: str, metadata: Mapping[str, str]
-) -> tuple[StudentConfig | PainnConfig, dict[str, Any] | None]:
+def _read_metadata(path: str, metadata: Mapping[str, str]) -> tuple[StudentConfig | PainnConfig, dict[str, Any] | None]:
     try:
         config = parse_model_config(metadata["config"])
         certificate = json.loads(metadata.get("certificate", "null"))

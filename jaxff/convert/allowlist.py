@@ -17,8 +17,31 @@ from jaxff.errors import CheckpointError, HostileCheckpointError
 _PYTHON2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 _BUILTINS = frozenset(
-    "set frozenset slice complex bytearray bytes dict list tuple int float str bool object range type"
-    " NoneType Ellipsis NotImplemented long unicode basestring xrange".split()
+    {
+        "set",
+        "frozenset",
+        "slice",
+        "complex",
+        "bytearray",
+        "bytes",
+        "dict",
+        "list",
+        "tuple",
+        "int",
+        "float",
+        "str",
+        "bool",
+        "object",
+        "range",
+        "type",
+        "NoneType",
+        "Ellipsis",
+        "NotImplemented",
+        "long",
+        "unicode",
+        "basestring",
+        "xrange",
+    }
 )
 
 # standard library modules whose classes hold data (CamelCase names, and these)
@@ -85,14 +108,75 @@ _NUMPY_PLAIN: dict[str, frozenset[str]] = {
 
 # packages whose purpose is to run or load things, beside the standard library
 _ACTING_PACKAGES = frozenset(
-    "commands cPickle popen2 imp exceptions nt posix joblib dill cloudpickle pip setuptools pkg_resources six"
-    " IPython distutils asyncore smtpd numba cffi pexpect paramiko fabric invoke ptyprocess".split()
+    {
+        "commands",
+        "cPickle",
+        "popen2",
+        "imp",
+        "exceptions",
+        "nt",
+        "posix",
+        "joblib",
+        "dill",
+        "cloudpickle",
+        "pip",
+        "setuptools",
+        "pkg_resources",
+        "six",
+        "IPython",
+        "distutils",
+        "asyncore",
+        "smtpd",
+        "numba",
+        "cffi",
+        "pexpect",
+        "paramiko",
+        "fabric",
+        "invoke",
+        "ptyprocess",
+    }
 ) | frozenset({"_posixsubprocess", "_winapi", "_io", "_ctypes", "_pickle", "_socket", "_imp", "_operator"})
-_ACTING_PARTS = frozenset("os nt posix sys subprocess builtins __builtin__ ctypes importlib runpy pty".split())
+_ACTING_PARTS = frozenset(
+    {"os", "nt", "posix", "sys", "subprocess", "builtins", "__builtin__", "ctypes", "importlib", "runpy", "pty"}
+)
 _ACTING_NAMES = frozenset(
-    "eval exec execfile compile open getattr setattr delattr globals locals vars input breakpoint system popen"
-    " import_module loads load load_module run_module run_path attrgetter itemgetter methodcaller apply Popen"
-    " check_output check_call spawn fork call_function runstring rmtree unlink remove".split()
+    {
+        "eval",
+        "exec",
+        "execfile",
+        "compile",
+        "open",
+        "getattr",
+        "setattr",
+        "delattr",
+        "globals",
+        "locals",
+        "vars",
+        "input",
+        "breakpoint",
+        "system",
+        "popen",
+        "import_module",
+        "loads",
+        "load",
+        "load_module",
+        "run_module",
+        "run_path",
+        "attrgetter",
+        "itemgetter",
+        "methodcaller",
+        "apply",
+        "Popen",
+        "check_output",
+        "check_call",
+        "spawn",
+        "fork",
+        "call_function",
+        "runstring",
+        "rmtree",
+        "unlink",
+        "remove",
+    }
 )
 _MACHINERY = frozenset({"torch", "numpy"})
 _HARMLESS_DUNDERS = frozenset({"__main__", "__mp_main__", "__torch__", "__newobj__", "__newobj_ex__"})

@@ -163,7 +163,9 @@ class ZipArchive:
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise CheckpointError(f"{self.path}: its member {name} is compressed in a way that PyTorch does not write")
         if info.file_size > limit:
-            raise CheckpointError(f"{self.path}: its member {name} has {info.file_size} bytes; expected {limit} at most")
+            raise CheckpointError(
+                f"{self.path}: its member {name} has {info.file_size} bytes; expected {limit} at most"
+            )
         if self._unchecked:  # torch.serialization.set_crc32_options(False) leaves zeros
             info = copy(info)
             del info.CRC

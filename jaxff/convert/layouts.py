@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -117,13 +116,14 @@ def _choose(name: str, archive: Archive, candidates: list[_Candidate]) -> tuple[
     full = [c for c in candidates if len({key.partition(".")[0] for key in c.leaves} & set(_GROUPS)) == 4]
     ranked = sorted(full or candidates, key=lambda c: c.rank)
     best = ranked[0]
-    rivals = [c for c in ranked[1:] if c.rank == best.rank and not _same(name, archive, best, c)]
+    others = [c for c in ranked[1:] if not _same(name, archive, best, c)]
+    rivals = [c for c in others if c.rank == best.rank]
     if rivals:
         raise CheckpointError(
             f"{name}: holds more than one model, at {best.place} (prefix '{best.prefix}')"
             f" and at {rivals[0].place} (prefix '{rivals[0].prefix}'); expected one"
         )
-    notes = [f"another model at {c.place} was ignored" for c in ranked[1:] if c.rank != best.rank]
+    notes = [f"another model at {c.place} was ignored" for c in others]
     return best, notes
 
 
@@ -145,7 +145,9 @@ def _check(name: str, chosen: _Candidate) -> dict[str, tuple[int, ...]]:
             raise CheckpointError(f"{name}: tensor {chosen.prefix}{key} of shape {list(shape)} is missing")
         value = chosen.leaves[key]
         if isinstance(value, Record):
-            raise CheckpointError(f"{name}: tensor {chosen.prefix}{key}: expected a dense tensor, received {value.kind.name}")
+            raise CheckpointError(
+                f"{name}: tensor {chosen.prefix}{key}: expected a dense tensor, received {value.kind.name}"
+            )
         if _shape(value) != shape:
             raise CheckpointError(
                 f"{name}: tensor {chosen.prefix}{key}: expected shape {list(shape)}, received {list(_shape(value))}"

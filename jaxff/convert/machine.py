@@ -22,8 +22,28 @@ MAX_COPIED = 256 * 2**20  # bytes that a pickle may ask to copy
 _MARK = Global("jaxff", "mark")
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _VALUES = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE"
-    " SHORT_BINUNICODE BINUNICODE8 FLOAT BINFLOAT BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8".split()
+    {
+        "INT",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG",
+        "LONG1",
+        "LONG4",
+        "STRING",
+        "BINSTRING",
+        "SHORT_BINSTRING",
+        "UNICODE",
+        "BINUNICODE",
+        "SHORT_BINUNICODE",
+        "BINUNICODE8",
+        "FLOAT",
+        "BINFLOAT",
+        "BINBYTES",
+        "SHORT_BINBYTES",
+        "BINBYTES8",
+        "BYTEARRAY8",
+    }
 )
 PersistentLoad = Callable[[Any], Any]
 
@@ -105,6 +125,9 @@ class Machine:
             self._marks.pop()
         else:
             self._pop()
+
+    def _discard_to_mark(self, _: Any) -> None:
+        self._pop_to_mark()
 
     def _put(self, index: int | None) -> None:
         self._memo[len(self._memo) if index is None else index] = self._top()
@@ -204,7 +227,7 @@ _ACTIONS: dict[str, Callable[[Machine, Any], None]] = {
     "FRAME": lambda machine, _: None,
     "MARK": Machine._mark,
     "POP": Machine._discard,
-    "POP_MARK": lambda machine, _: machine._pop_to_mark() and None,
+    "POP_MARK": Machine._discard_to_mark,
     "DUP": lambda machine, _: machine._stack.append(machine._top()),
     "PUT": Machine._put,
     "BINPUT": Machine._put,

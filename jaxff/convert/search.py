@@ -42,8 +42,6 @@ def mappings(name: str, root: Any) -> Iterator[Mapped]:
         seen.add(id(value))
         if is_module(value):
             yield Mapped(path, dict(module_state(name, value)), module=True)
-            yield Mapped(path, _entries(value))
-            continue
         entries = _entries(value)
         if isinstance(value, dict | Record):
             yield Mapped(path, entries)
@@ -90,7 +88,7 @@ def module_state(name: str, module: Record) -> Iterator[tuple[str, Any]]:
         for key, value in own.items():
             if isinstance(key, str) and is_leaf(value):
                 yield f"{prefix}{key}", value
-        for key, child in reversed(children.items()):
+        for key, child in reversed(list(children.items())):
             if isinstance(key, str) and is_module(child):
                 stack.append((f"{prefix}{key}.", depth + 1, child))
 

@@ -26,7 +26,7 @@ def choose_config(
 ) -> tuple[StudentConfig, list[str]]:
     """The configuration, and notes on what was overruled. Raises CheckpointError."""
     rows, F = shapes["embedding.weight"]
-    true = {
+    true: dict[str, Any] = {
         "hidden_dim": F,
         "num_interactions": sum(key.endswith(".mixing_matrix") for key in shapes),
         "num_rbf": shapes["rbf.centers"][0],
@@ -47,9 +47,7 @@ def choose_config(
         raise CheckpointError(f"{name}: its tensors make no student: {key}: {item['msg']}") from None
 
 
-def _cutoff(
-    name: str, centers: np.ndarray, stated: Mapping[str, Any], trusted: bool
-) -> tuple[float, list[str]]:
+def _cutoff(name: str, centers: np.ndarray, stated: Mapping[str, Any], trusted: bool) -> tuple[float, list[str]]:
     last = shortest(centers[-1])
     value = stated.get("cutoff")
     usable = isinstance(value, int | float) and not isinstance(value, bool) and _sane(value)
@@ -65,7 +63,9 @@ def _cutoff(
     if math.isclose(cutoff, last, rel_tol=1e-3):
         return cutoff, []
     if not trusted and _sane(last) and _untouched(centers):
-        return last, [f"the file's cutoff {cutoff:g} Å comes from the overruled configuration: {last:g} Å from the centres"]
+        return last, [
+            f"the file's cutoff {cutoff:g} Å comes from the overruled configuration: {last:g} Å from the centres"
+        ]
     return cutoff, [f"the last radial centre is {last:g} Å, the file's cutoff {cutoff:g} Å is used"]
 
 
