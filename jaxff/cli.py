@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -107,9 +107,11 @@ def convert(
     check of energies and forces against an independent implementation, and the model's measured defects.
     """
     from jaxff.convert import convert as do_convert
+    from jaxff.md.describe import describe
 
-    do_convert(source, destination, to_torch=to_torch)
-    typer.echo(f"{destination}: written")
+    with _working("converting, checking, measuring defects"):
+        do_convert(source, destination, to_torch=to_torch)
+    _sections(describe(destination))
 
 
 @app.command()
@@ -117,9 +119,9 @@ def inspect(file: Model) -> None:
     """Show what a model file holds: architecture, elements, units, certificate, known defects."""
     from jaxff.md.describe import describe
 
-    for heading, rows in describe(file).items():
-        typer.secho(heading, bold=True)
-        _rows(rows)
+    with _working("reading"):
+        sections = describe(file)
+    _sections(sections)
 
 
 @app.command()
@@ -222,7 +224,8 @@ def md(
     console = Console(stderr=True)
     potential = load_potential(model, dtype=settings.dtype or "float32", engine=settings.engine or "auto")
     potential.check(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
-    defects = known_defects(potential)
+    with _working("measuring the model's defects"):
+        defects = known_defects(potential)
     for defect in defects:
         typer.echo(f"known defect: {defect}", err=True)
     bar = nullcontext() if quiet else progress_bar(console, settings.steps, settings.ensemble == "nve")
@@ -237,7 +240,7 @@ def md(
             overwrite=overwrite,
             known_defects=defects,
         )
-    _rows(_outcome(summary, output))
+    _rows(list(_outcome(summary, output).items()))
     if summary.status == "interrupted":
         typer.echo(f"jaxff: {summary.message}; {output} holds everything so far", err=True)
         raise typer.Exit(INTERRUPTED)
@@ -267,9 +270,15 @@ def _outcome(summary: Summary, output: Path) -> dict[str, str]:
     return rows
 
 
-def _rows(rows: dict[str, str]) -> None:
-    width = max(map(len, rows), default=0)
-    for name, value in rows.items():
+def _sections(sections: dict[str, list[tuple[str, str]]]) -> None:
+    for heading, rows in sections.items():
+        typer.secho(heading, bold=True)
+        _rows(rows)
+
+
+def _rows(rows: list[tuple[str, str]]) -> None:
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, value in rows:
         typer.echo(f"  {name:{width}s}  {value}")
 
 
@@ -280,6 +289,13 @@ def _atoms(structure: Path | None, molecule: str | None, index: int) -> Atoms:
         received = "neither" if structure is None else "both"
         raise StructureError(f"expected a STRUCTURE file or --molecule NAME, received {received}")
     return builtin_molecule(molecule) if molecule is not None else read_structure(structure, index)  # type: ignore[arg-type]
+
+
+def _working(what: str) -> AbstractContextManager[Any]:
+    """A spinner on a terminal, nothing elsewhere."""
+    from rich.console import Console
+
+    return Console(stderr=True).status(f"{what} ...")
 
 
 @contextmanager

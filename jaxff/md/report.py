@@ -9,12 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
 from jaxff import __version__
 from jaxff.config import Settings
+from jaxff.md.describe import certificate_hashes, count_parameters
 from jaxff.md.log import Series
 from jaxff.potential import Potential
 
@@ -125,10 +125,8 @@ def plot_energies(path: Path, series: Series, title: str, atoms: int, fit: Energ
 
 def describe_model(potential: Potential) -> dict[str, Any]:
     """Architecture, configuration, number of parameters and the certificate's hashes."""
-    leaves = jax.tree.leaves(potential.params)
-    hashes = {key: value for key, value in (potential.certificate or {}).items() if "sha256" in key}
     return {
         "config": potential.config.model_dump(mode="json"),
-        "parameters": sum(int(np.size(leaf)) for leaf in leaves),
-        "certificate": hashes or None,
+        "parameters": count_parameters(potential),
+        "certificate": certificate_hashes(potential.certificate),
     }
