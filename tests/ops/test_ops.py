@@ -1,6 +1,7 @@
 """Each op's rule against its reference, on random arguments and at the edges of its domain."""
 
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -30,7 +31,7 @@ def normal(*shape: int, seed: int = 0) -> Any:
 def layers(*sizes: int) -> tuple[ops.Dense, ...]:
     return tuple(
         ops.Dense(normal(a, b, seed=i), normal(b, seed=i + 9))
-        for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+        for i, (a, b) in enumerate(pairwise(sizes))
     )
 
 
