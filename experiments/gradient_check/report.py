@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from measure import Sample
 
 mpl.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 # what has to hold, in eV/Å; correlations have to exceed theirs
 BARS = {

@@ -83,11 +83,12 @@ def test_many_sizes_compile_a_few_times(compilations):
     potential = random_potential("painn", "float32")
     sizes = range(2, 21)
     rng = np.random.default_rng(0)
+    before = compilations()
     for n in sizes:
         atoms = Atoms(numbers=[6] * n, positions=rng.uniform(0, 6, (n, 3)))
         atoms.calc = JaxffCalculator(potential)
         atoms.get_forces()
-    assert compilations() <= len(sizes) // 2
+    assert 1 <= compilations() - before <= len(sizes) // 3
 
 
 def test_float32_is_close(potential):
