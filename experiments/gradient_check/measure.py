@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 from molecules import Structure
@@ -99,8 +100,8 @@ def _padded(s: Structure) -> int:
 class _Graph(NamedTuple):
     """Padded numbers, pair vectors (Å, f64) and pairs of one structure."""
 
-    numbers: Int[np.ndarray, " N"]
-    vectors: Float[np.ndarray, "E 3"]
+    numbers: Int[Array | np.ndarray, " N"]
+    vectors: Float[Array | np.ndarray, "E 3"]
     pairs: Pairs
 
 
@@ -110,8 +111,9 @@ def _reference(params: Any, config: Any, graph: _Graph, shift: Float[Array, "N 3
     Autodiff with respect to `shift` is that with respect to the positions, but the vectors are those that the
     explicit road sees, to the last bit in float32 too.
     """
-    vectors = graph.vectors + shift[graph.pairs.senders] - shift[graph.pairs.receivers]
-    return models.reference_atomic_energies(params, config, graph.numbers, vectors, graph.pairs).sum()
+    numbers, pairs = jnp.asarray(graph.numbers), graph.pairs
+    vectors = jnp.asarray(graph.vectors) + shift[pairs.senders] - shift[pairs.receivers]
+    return models.reference_atomic_energies(params, config, numbers, vectors, pairs).sum()
 
 
 _reference_gradient = jax.jit(jax.value_and_grad(_reference, argnums=3), static_argnums=1)

@@ -30,14 +30,14 @@ def read_list(path: Path = LIST) -> list[dict[str, str]]:
 def conformer(smiles: str, seed: int) -> tuple[Int[np.ndarray, " N"], Float[np.ndarray, "N 3"]]:
     """Atomic numbers and positions (Å) of one ETKDGv3 conformer, hydrogens included."""
     from rdkit import Chem
-    from rdkit.Chem import AllChem
+    from rdkit.Chem.rdDistGeom import EmbedMolecule, ETKDGv3
 
     molecule = Chem.AddHs(Chem.MolFromSmiles(smiles))
-    settings = AllChem.ETKDGv3()
+    settings = ETKDGv3()
     settings.randomSeed = seed
-    if AllChem.EmbedMolecule(molecule, settings) < 0:
+    if EmbedMolecule(molecule, settings) < 0:
         settings.useRandomCoords = True
-        if AllChem.EmbedMolecule(molecule, settings) < 0:
+        if EmbedMolecule(molecule, settings) < 0:
             raise ValueError(f"expected a conformer of {smiles}, RDKit found none")
     numbers = np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()], dtype=np.int32)
     return numbers, molecule.GetConformer().GetPositions()

@@ -123,7 +123,7 @@ def _histogram(axes: Axes, samples: list[Sample]) -> None:
         "f64, explicit - differences": against_differences(samples),
         "f32, explicit - autodiff": joined(samples, "explicit32") - joined(samples, "autodiff32"),
     }
-    bins = np.logspace(math.log10(FLOOR), -3, 91)
+    bins = np.logspace(math.log10(FLOOR), -3, 91).tolist()
     for label, error in curves.items():
         shares = np.full(len(error), 1.0 / len(error))
         axes.hist(

@@ -22,11 +22,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from jaxff.config import PainnConfig, StudentConfig
+from jaxff.config import PainnConfig, StudentConfig, parse_model_config
 from jaxff.loading import load_potential
 from jaxff.models import init_params
 
 RESULTS = Path(__file__).with_name("results")
+SIZE = {"hidden_dim": 128, "num_interactions": 3, "num_rbf": 20}
 SHOWN = {
     "f64_max": "f64 max",
     "f32_mean": "f32 mean",
@@ -51,10 +52,9 @@ def random_study(config: StudentConfig | PainnConfig, seed: int) -> Study:
 
 def studies(models: list[Path], seed: int) -> dict[str, Study]:
     """Random models of both architectures at full size, and the checkpoints that were given."""
-    size = {"hidden_dim": 128, "num_interactions": 3, "num_rbf": 20}
     chosen = {
-        "random student": random_study(StudentConfig(**size), seed),
-        "random painn": random_study(PainnConfig(**size), seed),
+        f"random {kind}": random_study(parse_model_config({"architecture": kind} | SIZE), seed)
+        for kind in ("student", "painn")
     }
     for path in models:
         potential = load_potential(path, dtype="float64")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -26,9 +26,9 @@ class JaxffCalculator(Calculator):
     """
 
     name = "jaxff"
-    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces"]
+    implemented_properties = ["energy", "free_energy", "energies", "forces"]  # noqa: RUF012  (as ASE has it)
     # no model here sees charges or magnetic moments
-    ignored_changes: ClassVar[set[str]] = {"initial_charges", "initial_magmoms"}
+    ignored_changes = {"initial_charges", "initial_magmoms"}  # noqa: RUF012
 
     def __init__(
         self,

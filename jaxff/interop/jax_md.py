@@ -122,7 +122,7 @@ class _PairModel:
 
 
 def _check_x64(potential: Potential) -> None:
-    if potential.dtype == np.float64 and not jax.config.jax_enable_x64:
+    if jax.dtypes.canonicalize_dtype(potential.dtype) != potential.dtype:
         raise ConfigError(
             "expected jax_enable_x64 for a float64 potential, received it switched off: call"
             ' jax.config.update("jax_enable_x64", True) first, or load the potential with dtype="float32"'
