@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -16,8 +14,6 @@ from jaxff.errors import JaxffError, StructureError
 
 if TYPE_CHECKING:
     from ase import Atoms
-
-    from jaxff.md.report import Summary
 
 INTERRUPTED = 130
 
@@ -36,13 +32,17 @@ class _Group(TyperGroup):
             where = f"{error.filename}: " if error.filename else ""
             _fail(f"{where}{error.strerror or error}")
         except KeyboardInterrupt:
-            typer.echo("jaxff: interrupted", err=True)
+            _note("interrupted")
             raise typer.Exit(INTERRUPTED) from None
 
 
 def _fail(message: str) -> NoReturn:
     typer.echo(f"jaxff: error: {' '.join(message.split())}", err=True)
     raise typer.Exit(2)
+
+
+def _note(message: str) -> None:
+    typer.echo(f"jaxff: {message}", err=True)
 
 
 app = typer.Typer(
@@ -219,17 +219,21 @@ def md(
     from jaxff.loading import load_potential
     from jaxff.md.describe import known_defects
     from jaxff.md.driver import run
+    from jaxff.md.interrupt import until_ctrl_c
     from jaxff.md.progress import progress_bar
+    from jaxff.md.report import outcome
+    from jaxff.md.structures import check_start
 
     console = Console(stderr=True)
     potential = load_potential(model, dtype=settings.dtype or "float32", engine=settings.engine or "auto")
     potential.check(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+    check_start(atoms)
     with _working("measuring the model's defects"):
         defects = known_defects(potential)
     for defect in defects:
-        typer.echo(f"known defect: {defect}", err=True)
-    bar = nullcontext() if quiet else progress_bar(console, settings.steps, settings.ensemble == "nve")
-    with bar as progress, _until_ctrl_c() as stop:
+        _note(f"known defect: {defect}")
+    bar = nullcontext() if quiet else progress_bar(console, settings.steps, settings.ensemble == "nve", settings.relax)
+    with bar as progress, until_ctrl_c(_note) as stop:
         summary = run(
             potential,
             atoms,
@@ -240,34 +244,10 @@ def md(
             overwrite=overwrite,
             known_defects=defects,
         )
-    _rows(list(_outcome(summary, output).items()))
+    _rows(outcome(summary, output))
     if summary.status == "interrupted":
-        typer.echo(f"jaxff: {summary.message}; {output} holds everything so far", err=True)
+        _note(f"{summary.message}; {output} holds everything so far")
         raise typer.Exit(INTERRUPTED)
-
-
-def _outcome(summary: Summary, output: Path) -> dict[str, str]:
-    rows = {"system": f"{summary.formula}, {summary.atoms} atoms, {summary.dtype} on {summary.device}"}
-    if summary.relaxation:
-        found = summary.relaxation
-        state = "relaxed" if found["converged"] else "NOT CONVERGED"
-        rows["relaxation"] = f"{state} in {found['steps']} steps, largest force {found['fmax']:.3g} eV/Å"
-    rows["simulated"] = f"{summary.steps_completed} steps = {summary.time_ps:g} ps ({summary.status})"
-    if summary.steps_per_second and summary.ns_per_day:
-        rows["speed"] = (
-            f"{summary.steps_per_second:.0f} steps/s, {summary.ns_per_day:.3g} ns/day"
-            f" (and {summary.compile_seconds:.1f} s to compile)"
-        )
-    rows["temperature"] = f"{summary.temperature_mean_K:.1f} ± {summary.temperature_std_K:.1f} K (mean, spread)"
-    if summary.conservation:
-        fit = summary.conservation
-        rows["energy drift"] = f"{fit.drift_meV_per_atom_per_ps:+.3g} ± {fit.drift_standard_error:.1g} meV/atom/ps"
-        rows["fluctuation"] = (
-            f"{fit.fluctuation_rms_meV_per_atom:.3g} meV/atom rms,"
-            f" {fit.fluctuation_peak_to_peak_meV_per_atom:.3g} peak to peak"
-        )
-    rows["results"] = f"{output}/: trajectory.xyz, log.csv, config.yaml, summary.json, energy.png"
-    return rows
 
 
 def _sections(sections: dict[str, list[tuple[str, str]]]) -> None:
@@ -296,24 +276,6 @@ def _working(what: str) -> AbstractContextManager[Any]:
     from rich.console import Console
 
     return Console(stderr=True).status(f"{what} ...")
-
-
-@contextmanager
-def _until_ctrl_c() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether Ctrl-C was pressed; a second Ctrl-C ends at once."""
-    pressed: list[int] = []
-
-    def note(number: int, _: object) -> None:
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(number)
-        typer.echo("\njaxff: finishing this block of steps (Ctrl-C again: leave at once)", err=True)
-
-    previous = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def main() -> None:

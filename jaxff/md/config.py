@@ -32,8 +32,10 @@ class MDConfig(Settings):
     relax: bool = Field(default=False, description="minimise the energy before the start")
     relax_fmax: float = Field(default=0.01, gt=0.0, description="largest force left after relaxing, eV/Å")
     relax_steps: int = Field(default=500, ge=1, description="most optimiser steps")
-    dtype: Literal["float32", "float64"] | None = Field(default=None, description="None: as the potential was loaded")
-    engine: str | None = Field(default=None, description="None: as the potential was loaded")
+    dtype: Literal["float32", "float64"] | None = Field(
+        default=None, description="float32 | float64 (null: that of the potential)"
+    )
+    engine: str | None = Field(default=None, description="how the model is evaluated (null: auto)")
     record_every: int = Field(default=10, ge=1, description="steps between two frames of trajectory and log")
     block: int = Field(
         default=1000, ge=1, description="most steps in one compiled block; Ctrl-C stops between two blocks"

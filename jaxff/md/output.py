@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,8 +38,11 @@ class Output:
 
     def check(self, overwrite: bool) -> None:
         """Raises SimulationError where a run would be lost, or the folder is a file."""
-        if self.folder.exists() and not self.folder.is_dir():
-            raise SimulationError(f"{self.folder}: expected a folder for the output, this is a file")
+        found = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        if not found.is_dir():
+            raise SimulationError(f"{self.folder}: expected a folder for the output, but {found} is a file")
+        if not os.access(found, os.W_OK):
+            raise SimulationError(f"{self.folder}: expected a folder that can be written to, but {found} can't")
         taken = [path.name for path in self._files() if path.exists()]
         if taken and not overwrite:
             raise SimulationError(

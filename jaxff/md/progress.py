@@ -34,26 +34,31 @@ def ns_per_day(steps_per_second: float, timestep_fs: float) -> float:
 
 
 @contextmanager
-def progress_bar(console: Console, steps: int, conserved: bool = True) -> Iterator[Progress]:
+def progress_bar(console: Console, steps: int, conserved: bool = True, relaxing: bool = False) -> Iterator[Progress]:
     """A bar on `console` that follows the statuses it is given; ΔE is shown where energy is `conserved`."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TaskProgressColumn(),
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=12),
         TextColumn("{task.completed}/{task.total}"),
         TextColumn("{task.fields[info]}"),
         TimeRemainingColumn(compact=True),
     )
-    with Progress(*columns, console=console) as bars:
-        task = bars.add_task("", total=steps, info="compiling")
+    waiting = console.status("relaxing and compiling ..." if relaxing else "compiling ...")
+    bars = Progress(*columns, console=console)
+    task = bars.add_task("", total=steps, info="")
 
-        def show(status: Status) -> None:
-            error = f" · ΔE {status.energy_error_meV_per_atom:+.3f} meV/atom" if conserved else ""
-            info = (
-                f"{status.steps_per_second:.0f} steps/s · {status.ns_per_day:.3g} ns/day"
-                f" · {status.temperature_K:.0f} K{error}"
-            )
-            bars.update(task, completed=status.step, info=info)
+    def show(status: Status) -> None:
+        waiting.stop()
+        bars.start()
+        error = f" · ΔE {status.energy_error_meV_per_atom:+.2g} meV/atom" if conserved else ""
+        speed = f"{status.steps_per_second:.0f} steps/s · {status.ns_per_day:.3g} ns/day"
+        bars.update(task, completed=status.step, info=f"{speed} · {status.temperature_K:.0f} K{error}")
 
+    waiting.start()
+    try:
         yield show
+    finally:
+        waiting.stop()
+        if bars.live.is_started:
+            bars.stop()

@@ -10,6 +10,8 @@ from ase import Atoms
 from jaxff.md.errors import SimulationError
 from jaxff.potential import Potential
 
+DENSE = 200  # atoms
+
 
 @dataclass(frozen=True)
 class Relaxation:
@@ -28,14 +30,15 @@ def relax(potential: Potential, atoms: Atoms, fmax: float = 0.01, max_steps: int
 
     fmax: largest force left, eV/Å. Raises SimulationError if the energy stops being finite.
     """
-    from ase.optimize import LBFGS
+    from ase.optimize import BFGS, FIRE
 
     from jaxff.interop.ase import JaxffCalculator
 
     moved = atoms.copy()
     moved.calc = JaxffCalculator(potential)
     before = moved.get_potential_energy()
-    optimizer = LBFGS(moved, logfile=None)  # type: ignore[arg-type]
+    # BFGS keeps going downhill where the surface is concave; its dense Hessian is for molecules
+    optimizer = (BFGS if len(atoms) <= DENSE else FIRE)(moved, logfile=None)  # type: ignore[arg-type]
     converged = optimizer.run(fmax=fmax, steps=max_steps)
     after, forces = moved.get_potential_energy(), moved.get_forces()
     if not (np.isfinite(after) and np.isfinite(forces).all()):

@@ -130,3 +130,25 @@ def describe_model(potential: Potential) -> dict[str, Any]:
         "parameters": count_parameters(potential),
         "certificate": certificate_hashes(potential.certificate),
     }
+
+
+def outcome(summary: Summary, folder: Path) -> list[tuple[str, str]]:
+    """The summary as (name, value) rows for a terminal."""
+    rows = [("system", f"{summary.formula}, {summary.atoms} atoms, {summary.dtype} on {summary.device}")]
+    if summary.relaxation:
+        found = summary.relaxation
+        state = "relaxed" if found["converged"] else "NOT CONVERGED"
+        rows += [("relaxation", f"{state} in {found['steps']} steps, largest force {found['fmax']:.3g} eV/Å")]
+    rows += [("simulated", f"{summary.steps_completed} steps = {summary.time_ps:g} ps ({summary.status})")]
+    if summary.steps_per_second and summary.ns_per_day:
+        speed = f"{summary.steps_per_second:.0f} steps/s, {summary.ns_per_day:.3g} ns/day"
+        rows += [("speed", f"{speed} (and {summary.compile_seconds:.1f} s to compile)")]
+    mean, spread = summary.temperature_mean_K, summary.temperature_std_K
+    rows += [("temperature", f"{mean:.1f} ± {spread:.1f} K (mean, spread)")]
+    if summary.conservation:
+        fit = summary.conservation
+        drift, error = fit.drift_meV_per_atom_per_ps, fit.drift_standard_error
+        rms, span = fit.fluctuation_rms_meV_per_atom, fit.fluctuation_peak_to_peak_meV_per_atom
+        rows += [("energy drift", f"{drift:+.3g} ± {error:.1g} meV/atom/ps")]
+        rows += [("fluctuation", f"{rms:.3g} meV/atom rms, {span:.3g} peak to peak")]
+    return [*rows, ("results", f"{folder}/: trajectory.xyz, log.csv, config.yaml, summary.json, energy.png")]
