@@ -91,7 +91,7 @@ def contact_energy(potential: _Evaluates) -> float:
 
 
 def relaxed_water(potential: _Evaluates) -> dict[str, Any] | None:
-    """Both O-H (Å, the shorter first) and H-O-H (degrees) of water after relaxation; None where it falls apart or doesn't converge."""
+    """Both O-H (Å, the shorter first) and H-O-H (degrees) of relaxed water; None where no minimum is found."""
     from scipy.optimize import minimize
 
     numbers, start = ase_molecule("H2O")

@@ -14,7 +14,7 @@ from typing import Any
 
 from jaxff.convert.allowlist import resolve
 from jaxff.convert.builders import BUILDERS, ENTRY_COST, plain_key
-from jaxff.convert.records import Global, Record, Storage
+from jaxff.convert.records import Global, Record, Tensor
 from jaxff.errors import CheckpointError
 
 MAX_OPCODES = 4_000_000
@@ -213,7 +213,7 @@ class Machine:
             parts = state if isinstance(state, tuple) else (state,)
             self.spend(sum(ENTRY_COST * len(part) for part in parts[:2] if isinstance(part, dict)))
             target.build(state)
-        elif isinstance(target, Global | Storage) or target is None:
+        elif not isinstance(target, dict | list | Tensor):  # whose attributes don't matter
             raise self.fault("sets the state of something that has none")
 
     def _persistent(self, _: Any) -> None:
