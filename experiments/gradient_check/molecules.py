@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -33,7 +33,7 @@ def conformer(smiles: str, seed: int) -> tuple[Int[np.ndarray, " N"], Float[np.n
     from rdkit.Chem.rdDistGeom import EmbedMolecule, ETKDGv3
 
     molecule = Chem.AddHs(Chem.MolFromSmiles(smiles))
-    settings = ETKDGv3()
+    settings: Any = ETKDGv3()
     settings.randomSeed = seed
     if EmbedMolecule(molecule, settings) < 0:
         settings.useRandomCoords = True
