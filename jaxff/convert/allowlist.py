@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from jaxff.convert.records import DTYPE_ALIASES, ITEM_SIZE, STORAGE_DTYPE, Global
+from jaxff.convert.records import DTYPE_ALIASES, ITEM_SIZE, STORAGE_DTYPE, Global, printable
 from jaxff.errors import CheckpointError, HostileCheckpointError
 
 # pickle protocols 0 to 2 write Python 2's names
@@ -66,6 +66,11 @@ _DATA_MODULES: dict[str, frozenset[str]] = {
     "logging": frozenset({"getLogger"}),
     "time": frozenset({"struct_time"}),
     "re": frozenset({"_compile"}),
+    "typing": frozenset(),
+    "dataclasses": frozenset(),
+    "inspect": frozenset({"_empty"}),
+    "ipaddress": frozenset(),
+    "zoneinfo": frozenset({"ZoneInfo._unpickle"}),
     "array": frozenset({"array", "_array_reconstructor"}),
 }
 _NOT_DATA = frozenset(
@@ -91,6 +96,9 @@ _PLAIN_TORCH: dict[str, frozenset[str]] = {
     "torch.jit._pickle": frozenset({"build_intlist", "build_doublelist", "build_boollist", "build_tensorlist"})
     | frozenset({"restore_type_tag", "build_tensor_from_id"}),
 }
+_PURE_NAMES = frozenset(  # functions that a module may keep as its activation
+    {"relu", "tanh", "sigmoid", "softplus", "exp", "log", "sin", "cos", "sqrt", "square", "abs", "selu", "celu", "erf"}
+)
 _PURE_TORCH = ("torch.nn.functional", "torch._C._nn", "torch.nn.init")  # functions of numbers
 
 _NUMPY_MULTIARRAY = frozenset({"scalar", "_reconstruct"})
@@ -197,7 +205,7 @@ def resolve(path: str, module: str, name: str) -> tuple[Global, bool]:
         return found, True
     if _acts(module, name):
         raise HostileCheckpointError(
-            f"{path}: hostile: its pickle asks for {_shown(found.full_name)}, which acts; nothing in it was run"
+            f"{path}: hostile: its pickle asks for {printable(found.full_name)}, which acts; nothing in it was run"
         )
     root = module.partition(".")[0]
     return found, root in _MACHINERY or root in sys.stdlib_module_names
@@ -210,28 +218,24 @@ def _plain_names(module: str) -> frozenset[str]:
 
 
 def _acts(module: str, name: str) -> bool:
-    parts = module.split(".")
-    names = name.split(".")
-    if any(part in _ACTING_PARTS for part in (*parts, *names)) or any(part in _ACTING_NAMES for part in names):
-        return True
-    if any(p.startswith("__") and p.endswith("__") and p not in _HARMLESS_DUNDERS for p in (*parts, *names)):
-        return True
-    is_class = names[-1].lstrip("_")[:1].isupper()
+    parts, names = module.split("."), name.split(".")
     root = parts[0]
-    if root in _ACTING_PACKAGES:
+    is_class = names[-1].lstrip("_")[:1].isupper()
+    if module == "builtins":
+        return not name.endswith(("Error", "Warning", "Exception"))
+    if root in _ACTING_PACKAGES or _mentions_action(parts, names):
         return True
     if root in sys.stdlib_module_names:
-        data_class = module in _DATA_MODULES and is_class and len(names) == 1 and name not in _NOT_DATA
-        return not (data_class or (module == "math" and len(names) == 1) or _is_exception(module, name))
+        data_class = module in _DATA_MODULES and is_class and name not in _NOT_DATA
+        return len(names) > 1 or not (data_class or module == "math")
     if root in _MACHINERY:
-        return not (is_class or (module in _PURE_TORCH and len(names) == 1))
+        pure = module in _PURE_TORCH or (module == root and name in _PURE_NAMES)
+        return not (is_class or (pure and len(names) == 1))
     return False
 
 
-def _is_exception(module: str, name: str) -> bool:
-    return module == "builtins" and name.endswith(("Error", "Warning", "Exception"))
-
-
-def _shown(name: str) -> str:
-    """`name` fit for one line of an error message."""
-    return "".join(c if c.isprintable() else "?" for c in name[:120])
+def _mentions_action(parts: list[str], names: list[str]) -> bool:
+    """Whether a part of a dotted name acts, or reaches behind the scenes: a name can be a walk over attributes."""
+    every = {*parts, *names}
+    hidden = any(p.startswith("__") and p.endswith("__") and p not in _HARMLESS_DUNDERS for p in every)
+    return hidden or not every.isdisjoint(_ACTING_PARTS) or not _ACTING_NAMES.isdisjoint(names)

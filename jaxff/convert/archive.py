@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from jaxff.convert.builders import storage_of
 from jaxff.convert.machine import Machine
-from jaxff.convert.records import ITEM_SIZE, Storage
+from jaxff.convert.records import ITEM_SIZE, Storage, printable
 from jaxff.errors import CheckpointError, HostileCheckpointError
 
 MAX_FILE = 4 * 2**30
@@ -58,8 +58,8 @@ def open_archive(path: str | Path) -> Archive:
     name = str(path)
     try:
         size = Path(path).stat().st_size
-        if Path(path).is_dir():
-            raise CheckpointError(f"{name}: expected a checkpoint file, this is a folder")
+        if not Path(path).is_file():
+            raise CheckpointError(f"{name}: expected a checkpoint file, this is a folder or a device")
         if size > MAX_FILE:
             raise CheckpointError(f"{name}: has {size} bytes; expected {MAX_FILE} at most")
         data = Path(path).read_bytes()
@@ -158,6 +158,7 @@ class ZipArchive:
 
     def _member(self, name: str, limit: int) -> bytes:
         info = self._members.get(self._top + name)
+        name = printable(name)
         if info is None:
             raise CheckpointError(f"{self.path}: damaged: its member {name} is missing")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -207,7 +208,7 @@ class LegacyArchive:
 
     def storage(self, storage: Storage) -> bytes:
         if storage.key not in self._places:
-            raise CheckpointError(f"{self.path}: damaged: its storage {storage.key[:40]} is missing")
+            raise CheckpointError(f"{self.path}: damaged: its storage {printable(storage.key, 40)} is missing")
         start, end = self._places[storage.key]
         return bytes(self._data[start:end])
 

@@ -15,12 +15,13 @@ import numpy as np
 from jaxff.config import StudentConfig
 from jaxff.convert.archive import Archive
 from jaxff.convert.names import MAX_INTERACTIONS, STUDENT_NAME, student_shapes
-from jaxff.convert.records import Record, Tensor
+from jaxff.convert.records import Record, Tensor, printable
 from jaxff.convert.search import Leaf, Mapped, configurations, is_leaf, leaf, mappings, nested
 from jaxff.convert.settings import choose_config
 from jaxff.convert.tensors import read_tensor
 from jaxff.errors import CheckpointError
 
+MAX_MODELS = 16  # that are compared
 _PREFERRED = ("model_state_dict", "state_dict", "model")
 _GROUPS = ("embedding", "rbf", "interactions", "energy_head")
 
@@ -47,7 +48,11 @@ class _Candidate:
 
     @property
     def place(self) -> str:
-        return ".".join(self.path) or "the file's root"
+        return printable(".".join(self.path)) or "the file's root"
+
+    @property
+    def shown(self) -> str:
+        return printable(self.prefix)
 
     @property
     def rank(self) -> int:
@@ -64,7 +69,9 @@ def find_student(name: str, archive: Archive) -> Student:
         raise CheckpointError(f"{name}: {_nothing_found(archive, found)}")
     chosen, notes = _choose(name, archive, candidates)
     shapes = _check(name, chosen)
-    tensors = {key: _read(name, archive, chosen.prefix + key, chosen.leaves[key]) for key in shapes}
+    tensors = {key: _read(name, archive, chosen.shown + key, chosen.leaves[key]) for key in shapes}
+    if not tensors["rbf.widths"].all():
+        raise CheckpointError(f"{name}: tensor {chosen.shown}rbf.widths holds 0; expected widths other than zero")
     config, more = choose_config(name, tensors, shapes, configurations(found))
     foreign = list(archive.machine.foreign)
     if foreign:
@@ -80,7 +87,7 @@ def find_student(name: str, archive: Archive) -> Student:
 def _layout(archive: Archive, chosen: _Candidate, dtypes: list[str]) -> str:
     container = "TorchScript archive" if archive.torchscript else f"torch.save, {archive.kind} format"
     kind = "module object" if chosen.module else "state dict"
-    prefix = f", prefix '{chosen.prefix}'" if chosen.prefix else ""
+    prefix = f", prefix '{chosen.shown}'" if chosen.prefix else ""
     return f"{container}: {kind} at {chosen.place}{prefix}, {' and '.join(dtypes)}"
 
 
@@ -104,11 +111,11 @@ def _split(
         if match:
             prefixes.setdefault(match["prefix"], set()).add(match["name"].partition(".")[0])
     candidates = []
-    for prefix, groups in prefixes.items():
-        if len(groups) >= 2:
-            own = {key.removeprefix(prefix): value for key, value in leaves.items() if key.startswith(prefix)}
-            beside = () if scattered else tuple(key for key in leaves if not key.startswith(prefix))
-            candidates.append(_Candidate(path, prefix, own, beside, module))
+    likely = [prefix for prefix, groups in prefixes.items() if len(groups) >= 2]
+    for prefix in likely[:MAX_MODELS]:
+        own = {key.removeprefix(prefix): value for key, value in leaves.items() if key.startswith(prefix)}
+        beside = () if scattered else tuple(key for key in leaves if not key.startswith(prefix))
+        candidates.append(_Candidate(path, prefix, own, beside, module))
     return candidates
 
 
@@ -120,8 +127,8 @@ def _choose(name: str, archive: Archive, candidates: list[_Candidate]) -> tuple[
     rivals = [c for c in others if c.rank == best.rank]
     if rivals:
         raise CheckpointError(
-            f"{name}: holds more than one model, at {best.place} (prefix '{best.prefix}')"
-            f" and at {rivals[0].place} (prefix '{rivals[0].prefix}'); expected one"
+            f"{name}: holds more than one model, at {best.place} (prefix '{best.shown}')"
+            f" and at {rivals[0].place} (prefix '{rivals[0].shown}'); expected one"
         )
     notes = [f"another model at {c.place} was ignored" for c in others]
     return best, notes
@@ -142,20 +149,20 @@ def _check(name: str, chosen: _Candidate) -> dict[str, tuple[int, ...]]:
     shapes = student_shapes(*_dimensions(name, chosen))
     for key, shape in shapes.items():
         if key not in chosen.leaves:
-            raise CheckpointError(f"{name}: tensor {chosen.prefix}{key} of shape {list(shape)} is missing")
+            raise CheckpointError(f"{name}: tensor {chosen.shown}{key} of shape {list(shape)} is missing")
         value = chosen.leaves[key]
         if isinstance(value, Record):
             raise CheckpointError(
-                f"{name}: tensor {chosen.prefix}{key}: expected a dense tensor, received {value.kind.name}"
+                f"{name}: tensor {chosen.shown}{key}: expected a dense tensor, received {value.kind.name}"
             )
         if _shape(value) != shape:
             raise CheckpointError(
-                f"{name}: tensor {chosen.prefix}{key}: expected shape {list(shape)}, received {list(_shape(value))}"
+                f"{name}: tensor {chosen.shown}{key}: expected shape {list(shape)}, received {list(_shape(value))}"
             )
     extra = [chosen.prefix + key for key in chosen.leaves if key not in shapes] + list(chosen.beside)
     if extra:
         more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
-        raise CheckpointError(f"{name}: tensor {_shown(extra[0])}{more} is one too many for the student")
+        raise CheckpointError(f"{name}: tensor {printable(extra[0])}{more} is one too many for the student")
     return shapes
 
 
@@ -165,7 +172,7 @@ def _dimensions(name: str, chosen: _Candidate) -> tuple[int, int, int, int]:
     indices = {int(key.split(".")[1]) for key in shapes if STUDENT_NAME.fullmatch(key) and key.startswith("inter")}
     L = max(indices, default=-1) + 1
     if not 1 <= L <= MAX_INTERACTIONS:
-        raise CheckpointError(f"{name}: tensor {chosen.prefix}interactions.0.message.rbf_to_scalar.0.weight is missing")
+        raise CheckpointError(f"{name}: tensor {chosen.shown}interactions.0.message.rbf_to_scalar.0.weight is missing")
     F: Counter[int] = Counter()
     K: Counter[int] = Counter()
     for i in range(L):
@@ -178,7 +185,7 @@ def _dimensions(name: str, chosen: _Candidate) -> tuple[int, int, int, int]:
     for key in ("rbf.centers", "rbf.widths"):
         K.update(shapes.get(key, ())[:1])
     if not F or not K:
-        raise CheckpointError(f"{name}: tensor {chosen.prefix}rbf.centers is missing")
+        raise CheckpointError(f"{name}: tensor {chosen.shown}rbf.centers is missing")
     rows = shapes.get("embedding.weight", (0,))[:1]
     return (rows or (0,))[0], F.most_common(1)[0][0], K.most_common(1)[0][0], L
 
@@ -219,7 +226,3 @@ def _arrays(chosen: _Candidate) -> list[Tensor | np.ndarray]:
 
 def _shape(value: Leaf) -> tuple[int, ...]:
     return () if isinstance(value, Record) else tuple(value.shape)
-
-
-def _shown(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text[:120])

@@ -14,7 +14,7 @@ from typing import Any
 
 from jaxff.convert.allowlist import resolve
 from jaxff.convert.builders import BUILDERS, ENTRY_COST, plain_key
-from jaxff.convert.records import Global, Record, Tensor
+from jaxff.convert.records import Global, Record, Tensor, printable
 from jaxff.errors import CheckpointError
 
 MAX_OPCODES = 4_000_000
@@ -165,7 +165,7 @@ class Machine:
             raise self.fault("refers to a class by something that isn't its name")
         found, known = resolve(self.path, module, name)
         if not known:
-            self.foreign[found.full_name] = None
+            self.foreign[printable(found.full_name)] = None
         self._stack.append(found)
 
     def _global_line(self, arg: str) -> None:

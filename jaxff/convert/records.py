@@ -8,6 +8,11 @@ from typing import Any
 import numpy as np
 
 
+def printable(text: str, limit: int = 120) -> str:
+    """`text` from a file, fit for one line of a message."""
+    return "".join(c if c.isprintable() else "?" for c in text[:limit])
+
+
 @dataclass(frozen=True, eq=False, slots=True, repr=False)
 class Global:
     """A name that the pickle asked for; never imported."""

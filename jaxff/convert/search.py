@@ -139,5 +139,5 @@ def _entries(value: Any) -> dict[str, Any]:
     if isinstance(value, Record):
         merged = {**value.attributes, **value.items}
         entries = {str(key): child for key, child in merged.items() if isinstance(key, str | int)}
-        return entries | {"args": value.args, "elements": value.elements}
+        return entries | {"(arguments)": value.args, "(elements)": value.elements}
     return {}

@@ -12,7 +12,7 @@ from jaxff.config import PainnConfig, StudentConfig
 from jaxff.convert import convert, inspect_source, read_student, to_torch
 from jaxff.convert.archive import open_archive
 from jaxff.convert.certificate import file_hash
-from jaxff.convert.defects import cutoff_jumps, describe_defects, measure_defects, rotation_spread
+from jaxff.convert.defects import cutoff_jumps, describe_check, describe_defects, measure_defects, rotation_spread
 from jaxff.convert.layouts import find_student
 from jaxff.convert.names import from_tree, to_tree
 from jaxff.errors import CheckpointError
@@ -52,6 +52,8 @@ def test_defects_are_described(converted: tuple[Path, Checkpoint]) -> None:
     sentences = describe_defects(checkpoint.certificate)
     assert any("depends on the orientation" in sentence for sentence in sentences)
     assert any("crosses the cutoff of 4.5 Å" in sentence for sentence in sentences)
+    assert describe_check(checkpoint.certificate)[0].startswith("float64: agrees with an independent NumPy")
+    assert describe_check(None) == []
     assert describe_defects(None) == describe_defects({"defects": None}) == []
 
 

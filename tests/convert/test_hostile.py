@@ -92,6 +92,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "code object": (lambda m: b"ctypes\nCodeType\n)R.", "types.CodeType"),
     "webbrowser": (lambda m: b"cwebbrowser\nopen\n" + text("x") + b"\x85R.", "webbrowser.open"),
     "asyncio": (lambda m: b"casyncio\ncreate_subprocess_shell\n)R.", "asyncio.create_subprocess_shell"),
+    "print": (lambda m: b"cbuiltins\nprint\n)R.", "builtins.print"),
+    "vars": (lambda m: b"cbuiltins\nvars\n)R.", "builtins.vars"),
     "only mentioned": (lambda m: b"cos\nsystem\n0N.", "os.system"),
 }
 
@@ -177,6 +179,7 @@ def test_names_that_a_real_trainer_uses_are_no_offence() -> None:
         "torch.nn.modules.linear.Linear", "torch.nn.functional.silu", "torch.optim.adamw.AdamW", "numpy.float64",
         "numpy._core.multiarray.scalar", "mlff_distiller.training.config.TrainingConfig", "__main__.Config",
         "torch.optim.lr_scheduler.LambdaLR", "types.SimpleNamespace", "logging.Logger", "omegaconf.DictConfig",
-        "uuid.UUID", "functools.partial", "numpy.random._pickle.__randomstate_ctor", "torch.bfloat16",
+        "uuid.UUID", "builtins.ValueError", "torch.tanh", "typing.Any", "collections.Counter",
+        "functools.partial", "numpy.random._pickle.__randomstate_ctor", "torch.bfloat16",
     ):  # fmt: skip
         resolve("x.pt", *name.rsplit(".", 1))

@@ -74,6 +74,13 @@ def test_not_finite(tmp_path: Path, value: float, dtype: type) -> None:
     refused(write_student(tmp_path / "x.pt", tensors), MIXING, "[2, 1]", "finite")
 
 
+def test_width_of_zero(tmp_path: Path) -> None:
+    """It would make every energy NaN."""
+    tensors = random_tensors()
+    tensors["rbf.widths"][3] = 0.0
+    refused(write_student(tmp_path / "x.pt", tensors), "rbf.widths", "0")
+
+
 def test_not_floating(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     for convert_to in ("long", "bool", "cfloat"):
@@ -84,6 +91,13 @@ def test_not_floating(tmp_path: Path) -> None:
     state[MIXING] = torch.eye(3).to_sparse()
     torch.save(state, tmp_path / "x.pt")
     refused(tmp_path / "x.pt", MIXING, "dense")
+
+
+def test_names_from_the_file_stay_on_one_line(tmp_path: Path) -> None:
+    tensors = {f"a\nb\x1b[2J.{key}": value for key, value in random_tensors().items()}
+    del tensors["a\nb\x1b[2J.rbf.widths"]
+    message = refused(write_student(tmp_path / "x.pt", tensors), "a?b?[2J.rbf.widths", "missing")
+    assert message.isprintable()
 
 
 def test_two_models(tmp_path: Path) -> None:
