@@ -108,7 +108,7 @@ def _scatter(axes: Axes, model: str, samples: list[Sample]) -> None:
     axes.plot([-limit, limit], [-limit, limit], color="0.75", linewidth=1, zorder=0)
     axes.plot(autodiff, explicit, ".", markersize=2, color="tab:blue", rasterized=True)
     axes.set(
-        title=f"{model}: {len(samples)} structures, {len(autodiff)} components",
+        title=f"{model}, {len(samples)} structures",
         xlabel="force by jax.grad of the reference, f64 (eV/Å)",
         ylabel="force by explicit rules, f32 (eV/Å)",
         xlim=(-limit, limit),
@@ -139,4 +139,4 @@ def _histogram(axes: Axes, samples: list[Sample]) -> None:
         xlabel=f"|ΔF| (eV/Å; exact agreement at {FLOOR:g})",
         ylabel="share of the components",
     )
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), columnspacing=1.0)
