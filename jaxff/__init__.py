@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxff.convert import convert
+    from jaxff import convert, interop, md, ops, validate
     from jaxff.errors import (
         CheckpointError,
         ConfigError,
@@ -48,7 +48,8 @@ _HOMES = {
     "StructureError": "errors",
     "load_potential": "loading",
 }
-_MODULES = ("interop", "md", "ops", "validate")
+# `convert` is a package that can be called: jaxff.convert(src, dst)
+_MODULES = ("convert", "interop", "md", "ops", "validate")
 
 
 def __getattr__(name: str) -> Any:

@@ -17,6 +17,7 @@ from jaxff.convert.names import config_shapes, to_tree
 from jaxff.convert.reference import reference_energy_and_forces
 from jaxff.convert.structures import Structure, check_structures
 from jaxff.convert.torch_reference import torch_energy_and_forces, torch_is_installed, torch_student
+from jaxff.errors import CheckpointError
 from jaxff.potential import Potential
 
 Result = tuple[float, np.ndarray]
@@ -31,7 +32,10 @@ def certify(
     layout: str,
     notes: list[str],
 ) -> dict[str, Any]:
-    """Plain JSON: hashes, layout, notes, the check, the measured defects, versions, date. Takes some seconds."""
+    """Plain JSON: hashes, layout, notes, the check, the measured defects, versions, date. Takes some seconds.
+
+    Raises CheckpointError where float64 results leave the tolerance: such numbers can't be trusted.
+    """
     double = Potential(to_tree(tensors), config, dtype="float64")
     single = Potential(to_tree(tensors), config, dtype="float32")
     return {
@@ -43,7 +47,7 @@ def certify(
         },
         "tensors_sha256": tensors_hash(tensors, config),
         "notes": list(notes),
-        "check": _check(tensors, config, {"float64": double, "float32": single}),
+        "check": _trusted(source, _check(tensors, config, {"float64": double, "float32": single})),
         "defects": measure_defects(double, config.cutoff, config.max_z),
         "versions": _versions(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -80,15 +84,22 @@ def _check(
         model = torch_student(config, tensors)
         references["pytorch"] = {name: torch_energy_and_forces(model, *s) for name, s in structures.items()}
     compared: dict[str, Any] = {}
-    passed = True
     for dtype, potential in potentials.items():
         results = _evaluate(potential.energy_and_forces, structures)
-        compared[dtype] = {}
-        for name, reference in references.items():
-            entry, good = _compare(results, reference, dtype)
-            compared[dtype][name] = entry
-            passed = passed and good
+        compared[dtype] = {name: _compare(results, reference, dtype) for name, reference in references.items()}
+    passed = all(entry["passed"] for entries in compared.values() for entry in entries.values())
     return {"structures": list(structures), "passed": passed, "pytorch": "pytorch" in references, **compared}
+
+
+def _trusted(source: str | Path, check: dict[str, Any]) -> dict[str, Any]:
+    for name, errors in check["float64"].items():
+        if not errors["passed"]:
+            raise CheckpointError(
+                f"{source}: the converted model disagrees with the independent {name} implementation by"
+                f" {errors['largest_dE_eV']:.1e} eV and {errors['largest_dF_eV_per_A']:.1e} eV/Å in float64;"
+                " nothing was written"
+            )
+    return check
 
 
 def _evaluate(evaluate: Callable[..., Result], structures: Mapping[str, Structure]) -> dict[str, Result]:
@@ -97,7 +108,7 @@ def _evaluate(evaluate: Callable[..., Result], structures: Mapping[str, Structur
 
 def _compare(
     results: Mapping[str, Result], reference: Mapping[str, Result], dtype: str
-) -> tuple[dict[str, float], bool]:
+) -> dict[str, Any]:
     """Largest |dE| (eV) and |dF| (eV/Å), and whether all are within the tolerance."""
     (absolute, relative), force = TOLERANCE[dtype]
     largest_energy = largest_force = 0.0
@@ -108,7 +119,7 @@ def _compare(
         good = good and dE <= absolute + relative * abs(energy)
         good = good and dF <= force * max(1.0, float(np.abs(forces).max()))
         largest_energy, largest_force = max(largest_energy, dE), max(largest_force, dF)
-    return {"largest_dE_eV": float(largest_energy), "largest_dF_eV_per_A": largest_force}, bool(good)
+    return {"largest_dE_eV": float(largest_energy), "largest_dF_eV_per_A": largest_force, "passed": bool(good)}
 
 
 def _versions() -> dict[str, str | None]:

@@ -133,21 +133,6 @@ def describe_defects(certificate: Mapping[str, Any] | None) -> list[str]:
     return sentences
 
 
-def describe_check(certificate: Mapping[str, Any] | None) -> list[str]:
-    """What the certificate's check found, as plain sentences; empty where none was made."""
-    check = (certificate or {}).get("check")
-    if not check:
-        return []
-    verdict = "agrees with" if check["passed"] else "DISAGREES with"
-    return [
-        f"{dtype}: {verdict} an independent {'NumPy' if reference == 'numpy' else 'PyTorch'} implementation on"
-        f" {len(check['structures'])} structures to {found['largest_dE_eV']:.1e} eV and"
-        f" {found['largest_dF_eV_per_A']:.1e} eV/Å."
-        for dtype in ("float64", "float32")
-        for reference, found in check[dtype].items()
-    ]
-
-
 def _rotation_sentence(measured: Mapping[str, Any]) -> list[str]:
     spread = measured.get("rotation_spread", {})
     if not spread or max(item["energy_eV"] for item in spread.values()) < WORTH_SAYING:
