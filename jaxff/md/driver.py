@@ -82,7 +82,8 @@ def run(
                     ending = ("interrupted", f"stopped after step {recorder.step} of {config.steps}")
                     break
         except SimulationError as error:
-            failure, ending = error, ("failed", str(error))
+            failure = SimulationError(f"{error}; {out.folder} holds what came before")
+            ending = ("failed", str(error))
     summary = _summary(potential, atoms, config, recorder, relaxation, ending, tuple(known_defects))
     out.write(out.summary, summary.model_dump_json(indent=2) + "\n")
     with atomic_write(out.picture) as temporary:

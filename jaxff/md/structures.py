@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sqlite3
 import struct
 import zipfile
 from functools import cache
@@ -32,6 +33,7 @@ _READING_ERRORS = (
     StopIteration,
     EOFError,
     ImportError,
+    sqlite3.Error,
     struct.error,
     zipfile.BadZipFile,
 )
@@ -109,7 +111,7 @@ def builtin_molecule(name: str) -> Atoms:
     spelt = {_key(n): n for n in names}
     known = name if name in names else spelt.get(_key(name))
     if known is None:
-        near = difflib.get_close_matches(_key(name), spelt, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(_key(name), spelt, n=3, cutoff=0.6)
         hint = f", did you mean {' or '.join(spelt[n] for n in near)}?" if near else ""
         raise StructureError(f"no built-in molecule '{name}'{hint} (`jaxff molecules` lists them)")
     if names[known] == "jaxff":
