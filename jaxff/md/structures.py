@@ -24,6 +24,7 @@ _READING_ERRORS = (
     OSError,  # ase.io.extxyz.XYZError among them
     ValueError,
     LookupError,
+    NameError,  # a variable that a reader never came to set
     TypeError,
     AttributeError,
     AssertionError,
@@ -78,7 +79,9 @@ def read_structure(path: str | Path, index: int = 0) -> Atoms:
         atoms = ase.io.read(str(source), index=index, do_not_split_by_at_sign=True)
     except UnknownFileTypeError:
         raise StructureError(f"{source}: not a structure file of a format that ASE knows") from None
-    except _READING_ERRORS as error:
+    except Exception as error:
+        if not _is_of_the_reader(error):
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         wanted = "" if index == 0 else f" (frame {index} was asked for)"
         raise StructureError(f"{source}: ASE can't read a structure from it{wanted}: {reason}") from None
@@ -149,6 +152,12 @@ def has_own_masses(atoms: Atoms) -> bool:
 
 def _folder():  # type: ignore[no-untyped-def]  # importlib's Traversable moved between Python versions
     return files("jaxff") / "data" / "molecules"
+
+
+def _is_of_the_reader(error: Exception) -> bool:
+    # some of ASE's readers raise classes of their own, some a bare Exception
+    own = type(error).__module__.partition(".")[0] == "ase" or type(error) is Exception
+    return own or isinstance(error, _READING_ERRORS)
 
 
 def _key(name: str) -> str:

@@ -40,6 +40,9 @@ BROKEN = {
     "none.xyz": b"0\n\n",
     "broken.mol": b"x",
     "broken.db": b"SQLite format 3\x00",
+    "GEOMETRY.OUT": b"1 2 3\n4 5 6\n",  # UnboundLocalError
+    "OUTCAR": b"1 2 3\n4 5 6\n",  # ase.io.ParseError
+    "inp": b"1 2 3\n4 5 6\n",
 }
 
 
