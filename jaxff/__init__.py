@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         ConfigError,
         HostileCheckpointError,
         JaxffError,
+        SimulationError,
         StructureError,
     )
     from jaxff.interop.ase import JaxffCalculator
@@ -28,6 +29,7 @@ __all__ = [
     "JaxffCalculator",
     "JaxffError",
     "Potential",
+    "SimulationError",
     "StructureError",
     "__version__",
     "convert",
@@ -45,6 +47,7 @@ _HOMES = {
     "JaxffCalculator": "interop.ase",
     "JaxffError": "errors",
     "Potential": "potential",
+    "SimulationError": "errors",
     "StructureError": "errors",
     "load_potential": "loading",
 }

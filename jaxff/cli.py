@@ -107,7 +107,7 @@ def convert(
     check of energies and forces against an independent implementation, and the model's measured defects.
     """
     from jaxff.convert import convert as do_convert
-    from jaxff.md.describe import describe
+    from jaxff.describe import describe
 
     with _working("converting, checking, measuring defects"):
         do_convert(source, destination, to_torch=to_torch)
@@ -117,7 +117,7 @@ def convert(
 @app.command()
 def inspect(file: Model) -> None:
     """Show what a model file holds: architecture, elements, units, certificate, known defects."""
-    from jaxff.md.describe import describe
+    from jaxff.describe import describe
 
     with _working("reading"):
         sections = describe(file)
@@ -216,8 +216,8 @@ def md(
     Output(output).check(overwrite)
     from rich.console import Console
 
+    from jaxff.describe import known_defects
     from jaxff.loading import load_potential
-    from jaxff.md.describe import known_defects
     from jaxff.md.driver import run
     from jaxff.md.interrupt import until_ctrl_c
     from jaxff.md.progress import progress_bar

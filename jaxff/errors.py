@@ -22,3 +22,7 @@ class HostileCheckpointError(CheckpointError):
 
 class ConfigError(JaxffError):
     """A setting that is unknown, missing or out of range."""
+
+
+class SimulationError(JaxffError):
+    """A simulation that can't go on: it exploded, gave NaN, or its output folder is taken."""

@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxff.md.config import MDConfig, load_config
     from jaxff.md.driver import run
-    from jaxff.md.errors import SimulationError
     from jaxff.md.report import Summary
     from jaxff.md.structures import builtin_molecule, read_structure
 
 _HOMES = {
     "MDConfig": "config",
-    "SimulationError": "errors",
     "Summary": "report",
     "builtin_molecule": "structures",
     "load_config": "config",
@@ -21,7 +19,6 @@ _HOMES = {
 }
 __all__ = [
     "MDConfig",
-    "SimulationError",
     "Summary",
     "builtin_molecule",
     "load_config",

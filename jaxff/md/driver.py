@@ -12,10 +12,9 @@ import jax
 import numpy as np
 from ase import Atoms
 
-from jaxff.errors import ConfigError
+from jaxff.errors import ConfigError, SimulationError
 from jaxff.files import atomic_write
 from jaxff.md.config import MDConfig, dump_config
-from jaxff.md.errors import SimulationError
 from jaxff.md.log import HEADER, Series, log_lines
 from jaxff.md.output import Output
 from jaxff.md.progress import Progress, Status, ns_per_day

@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxff.errors import SimulationError
 from jaxff.files import atomic_write
-from jaxff.md.errors import SimulationError
 
 
 @dataclass(frozen=True)

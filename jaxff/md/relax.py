@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from ase import Atoms
 
-from jaxff.md.errors import SimulationError
+from jaxff.errors import SimulationError
 from jaxff.potential import Potential
 
 DENSE = 200  # atoms

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from jaxff import __version__
 from jaxff.config import Settings
-from jaxff.md.describe import certificate_hashes, count_parameters
+from jaxff.describe import certificate_hashes, count_parameters
 from jaxff.md.log import Series
 from jaxff.potential import Potential
 

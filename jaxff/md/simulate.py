@@ -16,8 +16,8 @@ import numpy as np
 from ase import Atoms
 from jaxtyping import Float
 
+from jaxff.errors import SimulationError
 from jaxff.md.config import MDConfig
-from jaxff.md.errors import SimulationError
 from jaxff.md.system import Point, Record, System
 from jaxff.md.trajectory import Frames
 from jaxff.md.velocities import degrees_of_freedom, kinetic_energy, temperature

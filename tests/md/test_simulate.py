@@ -7,8 +7,8 @@ from ase import Atoms
 from ase.build import molecule
 from ase.units import fs
 
+from jaxff.errors import SimulationError
 from jaxff.md.config import MDConfig
-from jaxff.md.errors import SimulationError
 from jaxff.md.simulate import Simulation
 from jaxff.md.structures import builtin_molecule
 from jaxff.md.trajectory import Frames
