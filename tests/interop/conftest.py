@@ -4,15 +4,25 @@ from collections.abc import Iterator
 from functools import cache
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxff.interop.jax_md  # noqa: F401  (imports jax-md where strict promotion is off)
 from jaxff.config import PainnConfig, StudentConfig
+from jaxff.interop import jax_md as adapter  # before jax_md itself: it imports that without strict promotion
 from jaxff.models import init_params
 from jaxff.potential import Potential
 
+partition = adapter.partition
 CUTOFF = 3.0  # Å, so that small periodic boxes are allowed
+BOX = 7.0  # Å, above 2 CUTOFF
+# every architecture and every format once; the product is tested where it is cheap
+PAIRED = pytest.mark.parametrize(
+    ("potential", "fmt"),
+    [("student", partition.Sparse), ("painn", partition.Dense), ("painn", partition.OrderedSparse)],
+    indirect=["potential"],
+    ids=["student-sparse", "painn-dense", "painn-ordered"],
+)
 CONFIGS = {
     "student": StudentConfig(hidden_dim=16, num_interactions=2, num_rbf=8, cutoff=CUTOFF, max_z=20),
     "painn": PainnConfig(hidden_dim=16, num_interactions=2, num_rbf=8, cutoff=CUTOFF, max_z=20),
@@ -53,3 +63,10 @@ def random_atoms(n: int, box: float, seed: int = 0, closest: float = 0.8) -> tup
         if np.linalg.norm(separation, axis=1).min() > closest:
             positions.append(trial)
     return numbers, np.array(positions)
+
+
+def with_list(potential, numbers, positions, displacement, box, **options):
+    """(energy_fn(R), list) with a list made for `positions`."""
+    neighbor_fn, energy_fn = adapter.energy_neighbor_list(displacement, box, potential, numbers, **options)
+    neighbor = neighbor_fn.allocate(jnp.asarray(positions))
+    return jax.jit(lambda R, **kwargs: energy_fn(R, neighbor=neighbor, **kwargs)), neighbor
