@@ -9,6 +9,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 
+from jaxff.errors import ConfigError
 from jaxff.loading import load_potential
 from jaxff.potential import Potential
 
@@ -37,8 +38,7 @@ class JaxffCalculator(Calculator):
         engine: str = "auto",
         **kwargs: Any,
     ) -> None:
-        options = {} if dtype is None else {"dtype": dtype}
-        self.potential: Potential = load_potential(path_or_potential, engine=engine, **options)
+        self.potential = _potential(path_or_potential, dtype, engine)
         super().__init__(**kwargs)
 
     def calculate(
@@ -61,3 +61,11 @@ class JaxffCalculator(Calculator):
             "energies": energies,
             "forces": np.asarray(forces, dtype=np.float64),
         }
+
+
+def _potential(source: str | Path | Potential, dtype: str | None, engine: str) -> Potential:
+    if not isinstance(source, Potential):
+        return load_potential(source, dtype or "float32", engine)
+    if dtype is not None and dtype != source.dtype:
+        raise ConfigError(f"expected dtype {source.dtype}, which this potential has, received {dtype!r}")
+    return source
