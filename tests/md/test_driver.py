@@ -10,8 +10,8 @@ import pytest
 from ase import Atoms
 from ase.build import molecule
 
-from jaxff.errors import ConfigError, StructureError
-from jaxff.md import MDConfig, SimulationError, Summary, load_config, run
+from jaxff.errors import ConfigError, SimulationError, StructureError
+from jaxff.md import MDConfig, Summary, load_config, run
 from jaxff.md.progress import Status
 from jaxff.md.report import EnergyConservation, energy_conservation
 from jaxff.potential import Potential
