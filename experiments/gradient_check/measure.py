@@ -120,9 +120,7 @@ _reference_gradient = jax.jit(jax.value_and_grad(_reference, argnums=3), static_
 
 
 @partial(jax.jit, static_argnums=1)
-def _reference_energies(
-    params: Any, config: Any, graph: _Graph, shifts: Float[Array, "M N 3"]
-) -> Float[Array, " M"]:
+def _reference_energies(params: Any, config: Any, graph: _Graph, shifts: Float[Array, "M N 3"]) -> Float[Array, " M"]:
     return jax.lax.map(lambda shift: _reference(params, config, graph, shift), shifts)
 
 

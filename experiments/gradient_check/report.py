@@ -68,9 +68,7 @@ def missed(figures: dict[str, float]) -> list[str]:
         value = figures[name]
         holds = value > bar if name.startswith("pearson") else value <= bar
         if not holds or math.isnan(value):
-            lines.append(
-                f"{name} is {value:.3g}, expected {'>' if name.startswith('pearson') else '<='} {bar:g}"
-            )
+            lines.append(f"{name} is {value:.3g}, expected {'>' if name.startswith('pearson') else '<='} {bar:g}")
     return lines
 
 
@@ -92,9 +90,7 @@ def _digits(name: str, value: float) -> Any:
 
 def draw(path: Path, samples: dict[str, list[Sample]]) -> None:
     """For each model: explicit against autodiff forces, and how their differences are distributed."""
-    figure, axes = plt.subplots(
-        len(samples), 2, figsize=(9.5, 3.9 * len(samples)), squeeze=False, layout="constrained"
-    )
+    figure, axes = plt.subplots(len(samples), 2, figsize=(9.5, 3.9 * len(samples)), squeeze=False, layout="constrained")
     for (left, right), (model, measured) in zip(axes, samples.items(), strict=True):
         _scatter(left, model, measured)
         _histogram(right, measured)

@@ -62,16 +62,11 @@ def studies(models: list[Path], seed: int) -> dict[str, Study]:
     return chosen
 
 
-def measure_all(
-    name: str, study: Study, structures: list[Structure], coordinates: int, seed: int
-) -> list[Sample]:
+def measure_all(name: str, study: Study, structures: list[Structure], coordinates: int, seed: int) -> list[Sample]:
     """Every structure with one model, under a progress bar."""
     study.reserve(structures)
     rng = np.random.default_rng(seed)
-    return [
-        study.measure(s, coordinates, rng)
-        for s in track(structures, description=f"{name:>16}", transient=True)
-    ]
+    return [study.measure(s, coordinates, rng) for s in track(structures, description=f"{name:>16}", transient=True)]
 
 
 def show(rows: dict[str, dict[str, float]]) -> None:
@@ -88,9 +83,7 @@ def show(rows: dict[str, dict[str, float]]) -> None:
 
 def main(
     molecules: Annotated[int, typer.Option(min=1, help="number of random structures")] = 1000,
-    model: Annotated[
-        list[Path] | None, typer.Option(exists=True, help="a checkpoint; may be repeated")
-    ] = None,
+    model: Annotated[list[Path] | None, typer.Option(exists=True, help="a checkpoint; may be repeated")] = None,
     coordinates: Annotated[int, typer.Option(min=1, help="differenced coordinates of each structure")] = 3,
     seed: Annotated[int, typer.Option(help="of structures, weights and coordinates")] = 0,
     output: Annotated[Path, typer.Option(help="folder of the results")] = RESULTS,
@@ -101,9 +94,7 @@ def main(
     structures = [
         structure(i, seed) for i in track(range(molecules), description=f"{'conformers':>16}", transient=True)
     ]
-    samples = {
-        name: measure_all(name, study, structures, coordinates, seed) for name, study in chosen.items()
-    }
+    samples = {name: measure_all(name, study, structures, coordinates, seed) for name, study in chosen.items()}
     rows = {name: summarize(measured) for name, measured in samples.items()}
     output.mkdir(parents=True, exist_ok=True)
     write_table(output / "table.csv", rows)

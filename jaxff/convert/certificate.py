@@ -106,9 +106,7 @@ def _evaluate(evaluate: Callable[..., Result], structures: Mapping[str, Structur
     return {name: evaluate(*structure) for name, structure in structures.items()}
 
 
-def _compare(
-    results: Mapping[str, Result], reference: Mapping[str, Result], dtype: str
-) -> dict[str, Any]:
+def _compare(results: Mapping[str, Result], reference: Mapping[str, Result], dtype: str) -> dict[str, Any]:
     """Largest |dE| (eV) and |dF| (eV/Å), and whether all are within the tolerance."""
     (absolute, relative), force = TOLERANCE[dtype]
     largest_energy = largest_force = 0.0

@@ -43,9 +43,7 @@ def test_all_properties_are_the_potential_s(potential):
     assert atoms.get_potential_energy() == pytest.approx(energy, abs=1e-12)
     assert atoms.get_potential_energy(force_consistent=True) == atoms.get_potential_energy()
     energies = atoms.get_potential_energies()
-    np.testing.assert_allclose(
-        energies, potential.atomic_energies(atoms.numbers, atoms.positions), atol=1e-12
-    )
+    np.testing.assert_allclose(energies, potential.atomic_energies(atoms.numbers, atoms.positions), atol=1e-12)
     assert energies.sum() == pytest.approx(energy, abs=1e-12)
     np.testing.assert_allclose(atoms.get_forces(), forces, rtol=0, atol=1e-12)
     assert atoms.get_forces().dtype == np.float64
@@ -55,9 +53,7 @@ def test_one_evaluation_serves_all_properties(potential, monkeypatch):
     atoms = attached(potential)
     calls = []
     evaluate = potential.evaluate
-    monkeypatch.setattr(
-        atoms.calc.potential, "evaluate", lambda *a, **k: calls.append(1) or evaluate(*a, **k)
-    )
+    monkeypatch.setattr(atoms.calc.potential, "evaluate", lambda *a, **k: calls.append(1) or evaluate(*a, **k))
     atoms.get_potential_energy()
     atoms.get_forces()
     atoms.get_potential_energies()

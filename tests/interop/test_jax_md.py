@@ -49,9 +49,7 @@ def test_the_edge_at_the_cutoff_is_listed(fmt):
     potential = random_potential("student")
     numbers, positions = [1, 8], np.array([[0.0, 0.0, 0.0], [CUTOFF, 0.0, 0.0]])
     listed, _ = with_list(potential, numbers, positions, space.free()[0], 100.0, format=fmt, dr_threshold=0.0)
-    assert float(listed(jnp.asarray(positions))) == pytest.approx(
-        potential.energy(numbers, positions), abs=1e-12
-    )
+    assert float(listed(jnp.asarray(positions))) == pytest.approx(potential.energy(numbers, positions), abs=1e-12)
     beyond = positions * (1 + 1e-12)
     assert abs(potential.energy(numbers, beyond) - potential.energy(numbers, positions)) > 1e-6
 
@@ -60,9 +58,7 @@ def test_the_edge_at_the_cutoff_is_listed(fmt):
 @pytest.mark.parametrize("n", [1, 2])
 def test_lonely_atoms_and_free_slots_give_no_nan(potential, fmt, n):
     numbers, positions = [6, 8][:n], np.array([[0.0, 0.0, 0.0], [50.0, 0.0, 0.0]])[:n]
-    listed, _ = with_list(
-        potential, numbers, positions, space.free()[0], 100.0, format=fmt, capacity_multiplier=3.0
-    )
+    listed, _ = with_list(potential, numbers, positions, space.free()[0], 100.0, format=fmt, capacity_multiplier=3.0)
     R = jnp.asarray(positions)
     assert float(listed(R)) == pytest.approx(potential.energy(numbers, positions), abs=1e-12)
     assert not np.any(jax.grad(listed)(R))
@@ -74,9 +70,7 @@ def test_second_derivatives_equal_the_hessian(potential, fmt):
     numbers, positions = random_atoms(5, 3.0)
     R = jnp.asarray(positions)
     expected = potential.hessian(numbers, positions)
-    listed, _ = with_list(
-        potential, numbers, positions, space.free()[0], 100.0, format=fmt, capacity_multiplier=2.0
-    )
+    listed, _ = with_list(potential, numbers, positions, space.free()[0], 100.0, format=fmt, capacity_multiplier=2.0)
     for energy_fn in (adapter.energy(potential, numbers, space.free()[0]), listed):
         hessian = jax.jit(jax.jacrev(jax.grad(energy_fn)))(R).reshape(15, 15)
         np.testing.assert_allclose(hessian, expected, rtol=0, atol=1e-9 * max(1.0, np.abs(expected).max()))

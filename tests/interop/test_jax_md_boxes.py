@@ -105,9 +105,7 @@ def test_stress_is_the_strain_derivative_and_pressure_its_trace(potential):
         strain[i, j] = h
         ahead, behind = (float(energy_fn(R, perturbation=jnp.eye(3) + s * strain)) for s in (1, -1))
         assert float(stress[i, j]) == pytest.approx(-(ahead - behind) / (2 * h) / BOX**3, abs=1e-9)
-    assert float(quantity.pressure(energy_fn, R, box)) == pytest.approx(
-        float(jnp.trace(stress)) / 3, abs=1e-12
-    )
+    assert float(quantity.pressure(energy_fn, R, box)) == pytest.approx(float(jnp.trace(stress)) / 3, abs=1e-12)
 
 
 @pytest.mark.parametrize("side", [5.9, (20.0, 20.0, 5.9)])
@@ -145,8 +143,6 @@ def test_a_traced_box_that_shrinks_too_far_gives_nan():
     assert np.isfinite(in_box(BOX))
     assert np.isfinite(jax.grad(in_box)(BOX))
     assert np.isnan(in_box(5.9))
-    built_inside = jax.jit(
-        lambda side: adapter.energy(potential, numbers, space.periodic(side)[0])(positions)
-    )
+    built_inside = jax.jit(lambda side: adapter.energy(potential, numbers, space.periodic(side)[0])(positions))
     assert np.isfinite(built_inside(BOX))
     assert np.isnan(built_inside(5.9))

@@ -29,10 +29,7 @@ def normal(*shape: int, seed: int = 0) -> Any:
 
 
 def layers(*sizes: int) -> tuple[ops.Dense, ...]:
-    return tuple(
-        ops.Dense(normal(a, b, seed=i), normal(b, seed=i + 9))
-        for i, (a, b) in enumerate(pairwise(sizes))
-    )
+    return tuple(ops.Dense(normal(a, b, seed=i), normal(b, seed=i + 9)) for i, (a, b) in enumerate(pairwise(sizes)))
 
 
 def distances() -> Any:

@@ -17,6 +17,7 @@ SMILES = {
     "paracetamol": "CC(=O)Nc1ccc(O)cc1",
 }
 SEED = 2024
+FOLDER = Path(__file__).parents[2] / "jaxff" / "data" / "molecules"
 
 
 def main() -> None:
@@ -33,7 +34,7 @@ def main() -> None:
         lines = [str(len(positions)), f'Properties=species:S:1:pos:R:3 name={name} smiles="{smiles}" pbc="F F F"']
         for atom, row in zip(molecule.GetAtoms(), np.asarray(positions), strict=True):
             lines.append(f"{atom.GetSymbol():2s} " + " ".join(f"{x:12.6f}" for x in row))
-        Path(__file__).with_name(f"{name}.xyz").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (FOLDER / f"{name}.xyz").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
