@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +17,22 @@ from jaxff.config import PainnConfig, StudentConfig
 from jaxff.errors import ConfigError
 from jaxff.ops.distance import accumulate_forces
 from jaxff.system import Pairs, check_structure
+from jaxff.tabulate import FilterError, tabulate
 
-Engine = Literal["auto", "xla"]
+Engine = Literal["auto", "xla", "fused"]
+FilterChoice = Literal["auto", "exact", "table"]
 Config = StudentConfig | PainnConfig
 
 
 class Potential:
     """A potential energy surface: parameters + model -> energy (eV) and forces (eV/Å).
 
-    params: the parameter tree (jaxff.models.param_shapes); dtype: "float32" or "float64"; engine: "xla", or "auto"
-    for the best one at hand. float64 needs no global JAX setting. Raises ConfigError for another dtype or engine.
+    params: the parameter tree (jaxff.models.param_shapes); dtype: "float32" or "float64".
+    engine: "xla"; "fused" (kernels for NVIDIA GPUs, float32); "auto", the fused one where it can run. Where "fused" was
+    asked for and cannot run, a warning says why and "xla" serves.
+    filters: "exact" networks; "table", cubics in the distance with `filter_error` (jaxff.tabulate); "auto", tables for
+    the fused engine, which needs them, and exact filters otherwise.
+    float64 needs no global JAX setting. Raises ConfigError for another dtype, engine or kind of filters.
 
     The methods take one structure: numbers [N] and positions [N, 3] Å; cell and pbc are accepted, but a periodic
     structure raises StructureError, as do NaN, unknown elements and shapes that disagree.
@@ -38,13 +45,20 @@ class Potential:
         dtype: Any = "float32",
         engine: str = "auto",
         certificate: dict[str, Any] | None = None,
+        filters: str = "auto",
     ) -> None:
         self.dtype = _check_dtype(dtype)
-        self.engine = _check_engine(engine)
         self.config = config
         self.certificate = certificate
+        self.engine, self.filters = _choose(engine, filters, self.dtype, config)
+        self.filter_error: FilterError | None = None
         with self.precision():
             self.params = models.cast(params, self.dtype)
+            self._tree = self.params
+            if self.filters == "table":
+                tabulated, self.filter_error = tabulate(params, config)
+                self._tree = models.cast(tabulated, self.dtype)
+            self._fused = _fused_tree(self._tree, config) if self.engine == "fused" else None
         self._key = models.jit_key(config)
         self._slots: dict[int, int] = {}
 
@@ -68,7 +82,7 @@ class Potential:
         """The readout of each atom, [N] eV; they sum to the energy."""
         z, r = self.check(numbers, positions, cell, pbc)
         with self.precision():
-            energies = _energies(self.params, self._key, *self._prepare(z, r))
+            energies = _energies(self._trees, self._key, *self._prepare(z, r))
             return np.asarray(energies)[: len(z)]
 
     def energy_and_forces(
@@ -84,7 +98,7 @@ class Potential:
         """Atomic energies [N] in eV and forces [N, 3] in eV/Å, by the explicit chain."""
         z, r = self.check(numbers, positions, cell, pbc)
         with self.precision():
-            energies, forces = _energies_and_forces(self.params, self._key, *self._prepare(z, r))
+            energies, forces = _energies_and_forces(self._trees, self._key, *self._prepare(z, r))
             return np.asarray(energies)[: len(z)], np.asarray(forces)[: len(z)]
 
     def hessian(self, numbers: Any, positions: Any, cell: Any = None, pbc: Any = None) -> Float[np.ndarray, "3N 3N"]:
@@ -93,7 +107,7 @@ class Potential:
         with self.precision():
             senders, receivers = neighbors.neighbor_pairs(r, self.config.cutoff)
             pairs = Pairs(senders, receivers, np.ones(len(senders), bool), len(z), symmetric=True)
-            return np.asarray(_hessian(self.params, self._key, z, r.astype(self.dtype), pairs))
+            return np.asarray(_hessian(self._tree, self._key, z, r.astype(self.dtype), pairs))
 
     def atomic_energies_of_vectors(
         self, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
@@ -103,14 +117,22 @@ class Potential:
         For use under jit, vmap and grad (jax.grad runs the hand-written rules, twice by reverse mode). Arrays are of
         this potential's dtype; numbers 0 mark padding; they are not checked here.
         """
-        return models.atomic_energies(self.params, self._key, numbers, vectors, self._within_cutoff(vectors, pairs))
+        return _atomic_energies(self._trees, self._key, numbers, vectors, self._within_cutoff(vectors, pairs))
 
     def energies_and_vector_gradients(
         self, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
     ) -> tuple[Float[Array, "N"], Float[Array, "E 3"]]:
         """Atomic energies [N] (eV) and dE/dr_e [E, 3] (eV/Å) of traced pair vectors, by the explicit chain."""
         pairs = self._within_cutoff(vectors, pairs)
-        return models.energies_and_vector_gradients(self.params, self._key, numbers, vectors, pairs)
+        return _energies_and_gradients(self._trees, self._key, numbers, vectors, pairs)
+
+    def gradients_are_antisymmetric(self, pairs: Pairs) -> bool:
+        """Whether dE/dr_e comes as minus that of the reverse pair: sums at the receivers then make the forces."""
+        return _fused_serves(self._trees, pairs)
+
+    @property
+    def _trees(self) -> _Trees:
+        return _Trees(self._tree, self._fused)
 
     def _within_cutoff(self, vectors: Float[Array, "E 3"], pairs: Pairs) -> Pairs:
         square = jnp.sum(jax.lax.stop_gradient(vectors) ** 2, axis=1)
@@ -142,19 +164,54 @@ class Potential:
         return np.pad(z, (0, padded - n)), vectors.astype(self.dtype), pairs
 
 
+class _Trees(NamedTuple):
+    """Parameters for the XLA engine, which takes any pairs, and for the fused one, where that is chosen."""
+
+    xla: Any
+    fused: Any
+
+
+def _fused_serves(trees: _Trees, pairs: Pairs) -> bool:
+    if trees.fused is None:
+        return False
+    from jaxff import kernels
+
+    return kernels.serves(pairs)
+
+
+def _atomic_energies(
+    trees: _Trees, config: Config, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
+) -> Float[Array, "N"]:
+    if _fused_serves(trees, pairs):
+        from jaxff import kernels
+
+        return kernels.atomic_energies(trees.fused, config, numbers, vectors, pairs)
+    return models.atomic_energies(trees.xla, config, numbers, vectors, pairs)
+
+
+def _energies_and_gradients(
+    trees: _Trees, config: Config, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
+) -> tuple[Float[Array, "N"], Float[Array, "E 3"]]:
+    if _fused_serves(trees, pairs):
+        from jaxff import kernels
+
+        return kernels.energies_and_vector_gradients(trees.fused, config, numbers, vectors, pairs)
+    return models.energies_and_vector_gradients(trees.xla, config, numbers, vectors, pairs)
+
+
 @partial(jax.jit, static_argnums=1)
 def _energies(
-    params: Any, config: Config, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
+    trees: _Trees, config: Config, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
 ) -> Float[Array, "N"]:
-    return models.atomic_energies(params, config, numbers, vectors, pairs)
+    return _atomic_energies(trees, config, numbers, vectors, pairs)
 
 
 @partial(jax.jit, static_argnums=1)
 def _energies_and_forces(
-    params: Any, config: Config, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
+    trees: _Trees, config: Config, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
 ) -> tuple[Float[Array, "N"], Float[Array, "N 3"]]:
-    energies, gradients = models.energies_and_vector_gradients(params, config, numbers, vectors, pairs)
-    return energies, accumulate_forces(gradients, pairs)
+    energies, gradients = _energies_and_gradients(trees, config, numbers, vectors, pairs)
+    return energies, accumulate_forces(gradients, pairs, antisymmetric=_fused_serves(trees, pairs))
 
 
 @partial(jax.jit, static_argnums=1)
@@ -177,7 +234,38 @@ def _check_dtype(dtype: Any) -> np.dtype:
     return resolved
 
 
-def _check_engine(engine: str) -> str:
-    if engine not in ("auto", "xla"):
-        raise ConfigError(f"expected engine 'auto' or 'xla', received {engine!r}")
-    return "xla"
+def _choose(engine: str, filters: str, dtype: np.dtype, config: Config) -> tuple[str, str]:
+    """Engine and kind of filters that will be used, or ConfigError."""
+    if engine not in get_args(Engine):
+        raise ConfigError(f"expected engine 'auto', 'xla' or 'fused', received {engine!r}")
+    if filters not in get_args(FilterChoice):
+        raise ConfigError(f"expected filters 'auto', 'exact' or 'table', received {filters!r}")
+    chosen = "xla"
+    if engine == "fused" or (engine == "auto" and jax.default_backend() == "gpu"):
+        obstacle = _obstacle(filters, dtype, config)
+        if obstacle is None:
+            chosen = "fused"
+        elif engine == "fused":
+            warnings.warn(f"the fused engine is not used: {obstacle}; the XLA engine serves", stacklevel=3)
+    if filters == "auto":
+        filters = "table" if chosen == "fused" else "exact"
+    return chosen, filters
+
+
+def _obstacle(filters: str, dtype: np.dtype, config: Config) -> str | None:
+    """Why the fused engine can't be used, or None."""
+    if dtype != np.float32:
+        return f"it computes in float32, and {dtype} was asked for"
+    if filters == "exact":
+        return "it needs tabulated filters, and exact ones were asked for"
+    try:
+        from jaxff import kernels
+    except ImportError as error:
+        return f"its library is missing ({error})"
+    return kernels.why_not(config)
+
+
+def _fused_tree(tree: Any, config: Config) -> Any:
+    from jaxff import kernels
+
+    return kernels.prepare(tree, config)

@@ -113,7 +113,8 @@ class _PairModel:
                 f"expected positions of shape [{len(self.numbers)}, 3], received {list(jnp.shape(R))}"
             )
         displacement = partial(self.displacement, **kwargs)
-        vectors = _pair_vectors(displacement, jnp.asarray(R), pairs).astype(self.potential.dtype)
+        gathers = pairs.layout == "slots" and self.potential.gradients_are_antisymmetric(pairs)
+        vectors = _pair_vectors(displacement, jnp.asarray(R), pairs, gathers).astype(self.potential.dtype)
         atomic = self.potential.atomic_energies_of_vectors(jnp.asarray(self.numbers), vectors, pairs)
         if self.box_was_checked and not {"box", "new_box"} & set(kwargs):
             return atomic
@@ -129,13 +130,22 @@ def _check_x64(potential: Potential) -> None:
         )
 
 
-def _pair_vectors(displacement: Displacement, R: Float[Array, "N 3"], pairs: Pairs) -> Float[Array, "E 3"]:
+def _pair_vectors(
+    displacement: Displacement, R: Float[Array, "N 3"], pairs: Pairs, antisymmetric: bool = False
+) -> Float[Array, "E 3"]:
     """r_e = displacement(R[sender], R[receiver]), exactly opposite for the two directions of a pair.
 
     Wrapping into a box rounds differently for the two signs, so both directions are computed with the larger
     index first: |r_e| then agrees to the last bit, and both edges of a pair pass the cutoff together.
+
+    Where gradients of the vectors are known to be `antisymmetric`, the transpose is a sum at the receivers, twice:
+    no scatter, and the same bits in every run.
     """
-    sender, receiver = pairs.at_senders(R), pairs.at_receivers(R)
+    if antisymmetric:
+        sender = pairs.at_senders(jax.lax.stop_gradient(R))
+        receiver = pairs.at_receivers(R + (R - jax.lax.stop_gradient(R)))
+    else:
+        sender, receiver = pairs.at_senders(R), pairs.at_receivers(R)
     forward = (pairs.senders > pairs.receivers)[:, None]
     first, second = jnp.where(forward, sender, receiver), jnp.where(forward, receiver, sender)
     vectors = jax.vmap(displacement)(first, second)

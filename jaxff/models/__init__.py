@@ -21,6 +21,7 @@ __all__ = [
     "Student",
     "atomic_energies",
     "energies_and_vector_gradients",
+    "filters_reference",
     "init_params",
     "param_shapes",
     "reference_atomic_energies",
@@ -56,6 +57,11 @@ def reference_atomic_energies(
 ) -> Float[Array, "N"]:
     """The same energies through plain functions, without any rule: what autodiff is measured on."""
     return _ARCHITECTURES[config.architecture].reference_atomic_energies(params, config, numbers, vectors, pairs)
+
+
+def filters_reference(params: Params, config: Config, d: Float[Array, "E"]) -> list[Float[Array, "E 3F"]]:
+    """Filters of all interactions at distances d [E] Å, by plain functions; each [E, 3F]."""
+    return _ARCHITECTURES[config.architecture].filters_reference(params, config, d)
 
 
 def energies_and_vector_gradients(

@@ -6,6 +6,8 @@ sqrt(|Vv|² + ε²) - ε, without a cone; a ZBL repulsion and reference energies
 
 from __future__ import annotations
 
+import functools
+import operator
 from functools import partial
 from typing import Any
 
@@ -16,7 +18,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxff.config import PainnConfig
+from jaxff.models import tables
 from jaxff.models.parameters import Leaf, Params, constant, declare, dense_layers, dense_leaves, dense_tree
+from jaxff.models.tables import Filters
 from jaxff.ops.distance import distance_bwd, distance_fwd, distance_reference
 from jaxff.ops.message import gated_message_bwd, gated_message_fwd, gated_message_reference
 from jaxff.ops.mlp import Layers, matmul, mlp_bwd, mlp_fwd, mlp_reference, outer_sum
@@ -62,18 +66,50 @@ def reference_atomic_energies(
 ) -> Float[Array, "N"]:
     """`atomic_energies` through plain functions, for autodiff to be compared with."""
     d, u = distance_reference(vectors)
-    phi = bessel_edge_features_reference(d, config.num_rbf, config.cutoff)
     s = params["embedding"]["table"][numbers]
     v = jnp.zeros((s.shape[0], 3, s.shape[1]), s.dtype)
-    for i in range(config.num_interactions):
+    for i, filters in enumerate(filters_reference(params, config, d)):
         layer = params[f"interaction_{i}"]
         x = mlp_reference(s, dense_layers(layer["gate"]))
-        ds, dv = gated_message_reference(x, v, matmul(phi, _filter_kernel(layer)), u, pairs)
+        ds, dv = gated_message_reference(x, v, filters, u, pairs)
         s, v = equivariant_update_reference(s + ds, v + dv, *_update_weights(layer), config.vector_norm_epsilon)
     energies = readout_reference(s, dense_layers(params["readout"])) + params["reference"]["energies"][numbers]
     if config.repulsion == "zbl":
         energies = energies + _sum_halves(zbl_reference(d, *_zbl_elements(numbers, pairs, d.dtype)), pairs)
     return jnp.where(numbers > 0, energies, 0)
+
+
+def filters_reference(params: Params, config: PainnConfig, d: Float[Array, "E"]) -> Filters:
+    """Filters [E, 3F] of each interaction, φ(d) [kernel; bias] or from tables, by the plain primal. d: [E] Å."""
+    if tables.is_tabulated(params):
+        return tables.filters_reference(params, config, d)
+    phi = bessel_edge_features_reference(d, config.num_rbf, config.cutoff)
+    return [matmul(phi, kernel) for kernel in _filter_kernels(params, config)]
+
+
+def filters_fwd(params: Params, config: PainnConfig, d: Float[Array, "E"]) -> tuple[Filters, Any]:
+    """The filters with what `filters_bwd` needs."""
+    if tables.is_tabulated(params):
+        return tables.filters_fwd(params, config, d)
+    phi, phi_residuals = bessel_edge_features_fwd(d, config.num_rbf, config.cutoff)
+    kernels = _filter_kernels(params, config)
+    return [matmul(phi, kernel) for kernel in kernels], (phi, phi_residuals, kernels)
+
+
+def filters_bwd(config: PainnConfig, residuals: Any, filters_bar: Filters) -> tuple[Array, Params, Params]:
+    """φ̄ = Σ_l W̄_l [kernel; bias]_lᵀ, and d̄ of it; with the cotangents of kernels and biases."""
+    if isinstance(residuals, list):
+        return tables.filters_bwd(config, residuals, filters_bar)
+    phi, phi_residuals, kernels = residuals
+    products = [matmul(bar, kernel.T) for bar, kernel in zip(filters_bar, kernels, strict=True)]
+    (d_bar,) = bessel_edge_features_bwd(
+        config.num_rbf, config.cutoff, phi_residuals, functools.reduce(operator.add, products)
+    )
+    trees = {}
+    for i, bar in enumerate(filters_bar):
+        kernel_bar = outer_sum(phi, bar)
+        trees[f"interaction_{i}"] = {"dense_0": {"kernel": kernel_bar[:-1], "bias": kernel_bar[-1]}}
+    return d_bar, trees, {}
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -92,52 +128,53 @@ def forward(
 ) -> tuple[Float[Array, "N"], Any]:
     """atomic_energies with what `backward` needs."""
     (d, u), distance_residuals = distance_fwd(vectors)
-    phi, phi_residuals = bessel_edge_features_fwd(d, config.num_rbf, config.cutoff)
+    all_filters, filter_residuals = filters_fwd(params, config, d)
     s = params["embedding"]["table"][numbers]
     v = jnp.zeros((s.shape[0], 3, s.shape[1]), s.dtype)
     interactions = []
-    for i in range(config.num_interactions):
+    for i, filters in enumerate(all_filters):
         layer = params[f"interaction_{i}"]
         x, gate_residuals = mlp_fwd(s, dense_layers(layer["gate"]))
-        kernel = _filter_kernel(layer)
-        (ds, dv), message_residuals = gated_message_fwd(x, v, matmul(phi, kernel), u, pairs)
+        (ds, dv), message_residuals = gated_message_fwd(x, v, filters, u, pairs)
         (s, v), update_residuals = equivariant_update_fwd(
             s + ds, v + dv, *_update_weights(layer), config.vector_norm_epsilon
         )
-        interactions.append((gate_residuals, kernel, message_residuals, update_residuals))
+        interactions.append((gate_residuals, message_residuals, update_residuals))
     energies, readout_residuals = readout_fwd(s, dense_layers(params["readout"]))
     energies = energies + params["reference"]["energies"][numbers]
     repulsion = None
     if config.repulsion == "zbl":
-        pair_energies, repulsion = zbl_fwd(d, *_zbl_elements(numbers, pairs, d.dtype))
-        energies = energies + _sum_halves(pair_energies, pairs)
-    shared = (distance_residuals, phi_residuals, phi, v, numbers, pairs, params["embedding"])
+        more, repulsion = pair_repulsion(d, numbers, pairs)
+        energies = energies + more
+    shared = (distance_residuals, filter_residuals, v, numbers, pairs, params["embedding"])
     return jnp.where(numbers > 0, energies, 0), (shared, interactions, readout_residuals, repulsion)
 
 
 def backward(config: PainnConfig, residuals: Any, e_bar: Float[Array, "N"]) -> tuple[Params, None, Array, None]:
     """The rules of readout, update, message, gate, filter, features, repulsion and distance, from the energies back."""
     shared, interactions, readout_residuals, repulsion = residuals
-    distance_residuals, phi_residuals, phi, v, numbers, pairs, embedding = shared
+    distance_residuals, filter_residuals, v, numbers, pairs, embedding = shared
     e_bar = jnp.where(numbers > 0, e_bar, 0)
     s_bar, readout_layers = readout_bwd(readout_residuals, e_bar)
-    v_bar, phi_bar, u_bar = jnp.zeros_like(v), jnp.zeros_like(phi), jnp.zeros_like(distance_residuals[0])
-    params_bar: Params = {"readout": dense_tree(readout_layers)}
+    v_bar, u_bar = jnp.zeros_like(v), jnp.zeros_like(distance_residuals[0])
+    layers_bar, filters_bar = {}, []
     for i in reversed(range(config.num_interactions)):
-        gate_residuals, kernel, message_residuals, update_residuals = interactions[i]
+        gate_residuals, message_residuals, update_residuals = interactions[i]
         s_bar, v_bar, *update_bar = equivariant_update_bwd(config.vector_norm_epsilon, update_residuals, (s_bar, v_bar))
-        x_bar, v_sent, filters_bar, u_more, _ = gated_message_bwd(message_residuals, (s_bar, v_bar))
+        x_bar, v_sent, filter_bar, u_more, _ = gated_message_bwd(message_residuals, (s_bar, v_bar))
         s_more, gate_layers = mlp_bwd(gate_residuals, x_bar)
         s_bar, v_bar, u_bar = s_bar + s_more, v_bar + v_sent, u_bar + u_more
-        phi_bar = phi_bar + matmul(filters_bar, kernel.T)
-        params_bar[f"interaction_{i}"] = _interaction_tree(gate_layers, outer_sum(phi, filters_bar), update_bar)
+        filters_bar.append(filter_bar)
+        layers_bar[f"interaction_{i}"] = _interaction_tree(gate_layers, update_bar)
+    d_bar, filter_trees, params_bar = filters_bwd(config, filter_residuals, filters_bar[::-1])
+    for name, layer_bar in layers_bar.items():
+        params_bar[name] = layer_bar | {"filter": filter_trees[name]}
+    params_bar["readout"] = dense_tree(readout_layers)
     table = embedding["table"]
     params_bar["embedding"] = {"table": jnp.zeros_like(table).at[numbers].add(s_bar)}
     params_bar["reference"] = {"energies": jnp.zeros_like(table[:, 0]).at[numbers].add(e_bar)}
-    (d_bar,) = bessel_edge_features_bwd(config.num_rbf, config.cutoff, phi_residuals, phi_bar)
     if repulsion is not None:
-        pair_bar = jnp.where(pairs.mask, pairs.at_receivers(e_bar) / 2, 0)
-        d_bar = d_bar + zbl_bwd(repulsion, pair_bar)[0]
+        d_bar = d_bar + pair_repulsion_bwd(repulsion, e_bar, pairs)
     (vectors_bar,) = distance_bwd(0.0, distance_residuals, (d_bar, u_bar))
     return params_bar, None, vectors_bar, None
 
@@ -153,9 +190,10 @@ def _backward_rule(config: PainnConfig, residuals: Any, e_bar: Array) -> tuple[P
 atomic_energies.defvjp(_forward_rule, _backward_rule)
 
 
-def _filter_kernel(layer: Params) -> Float[Array, "K+1 3F"]:
-    """[kernel; bias]: the last feature is the cutoff function itself."""
-    return jnp.concatenate([layer["filter"]["dense_0"]["kernel"], layer["filter"]["dense_0"]["bias"][None]])
+def _filter_kernels(params: Params, config: PainnConfig) -> list[Float[Array, "K+1 3F"]]:
+    """[kernel; bias] of each interaction: the last feature is the cutoff function itself."""
+    layers = [params[f"interaction_{i}"]["filter"]["dense_0"] for i in range(config.num_interactions)]
+    return [jnp.concatenate([layer["kernel"], layer["bias"][None]]) for layer in layers]
 
 
 def _update_weights(layer: Params) -> tuple[Layers, Array, Array]:
@@ -164,13 +202,28 @@ def _update_weights(layer: Params) -> tuple[Layers, Array, Array]:
     return dense_layers(weights), kernel_u, kernel_v
 
 
-def _interaction_tree(gate: Layers, filter_kernel: Array, update: list[Any]) -> Params:
+def _interaction_tree(gate: Layers, update: list[Any]) -> Params:
     layers, kernel_u, kernel_v = update
     return {
         "gate": dense_tree(gate),
-        "filter": {"dense_0": {"kernel": filter_kernel[:-1], "bias": filter_kernel[-1]}},
         "update": dense_tree(layers) | {"kernel_u": kernel_u, "kernel_v": kernel_v},
     }
+
+
+def pair_repulsion(d: Float[Array, "E"], numbers: Int[Array, "N"], pairs: Pairs) -> tuple[Float[Array, "N"], Any]:
+    """The repulsion's part of the atomic energies, with what `pair_repulsion_bwd` needs."""
+    pair_energies, residuals = zbl_fwd(d, *_zbl_elements(numbers, pairs, d.dtype))
+    return _sum_halves(pair_energies, pairs), residuals
+
+
+def pair_repulsion_bwd(
+    residuals: Any, e_bar: Float[Array, "N"], pairs: Pairs, *, antisymmetric: bool = False
+) -> Float[Array, "E"]:
+    """d̄ of each pair, ē_i/2 of the zbl; `antisymmetric` adds that of its reverse, ē_j/2."""
+    half = pairs.at_receivers(e_bar) / 2
+    if antisymmetric:
+        half = half + pairs.at_senders(e_bar) / 2
+    return zbl_bwd(residuals, jnp.where(pairs.mask, half, 0))[0]
 
 
 def _zbl_elements(numbers: Array, pairs: Pairs, dtype: Any) -> tuple[Array, Array, Array]:

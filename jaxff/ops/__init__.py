@@ -15,6 +15,7 @@ from jaxff.ops.radial import (
 )
 from jaxff.ops.readout import readout
 from jaxff.ops.repulsion import zbl
+from jaxff.ops.table import interpolate
 from jaxff.ops.update import equivariant_update, update
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "gated_message",
     "gaussian_basis",
     "gaussian_basis_gradient",
+    "interpolate",
     "message",
     "mlp",
     "readout",

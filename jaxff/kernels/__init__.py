@@ -1,0 +1,117 @@
+"""The fused engine: Pallas kernels (Triton backend) for symmetric pair lists, float32, tabulated filters.
+
+Imported only when chosen. The functions have the signatures of jaxff.models, on `FusedTree`s. Off the GPU the same
+kernels run interpreted, slowly: that is how they are tested.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxff.config import PainnConfig, StudentConfig
+from jaxff.kernels import chain, second_order
+from jaxff.models.parameters import Params
+from jaxff.system import Pairs
+
+__all__ = ["FusedTree", "atomic_energies", "energies_and_vector_gradients", "prepare", "serves", "why_not"]
+
+Config = StudentConfig | PainnConfig
+FEW_ATOMS = 128  # up to here, channels are split over more programs
+
+
+class FusedTree(NamedTuple):
+    """A tabulated parameter tree as the kernels read it, and as it is, for second derivatives."""
+
+    fused: Params
+    plain: Params
+
+
+def prepare(tree: Params, config: Config) -> FusedTree:
+    """What the kernels need of a tabulated tree in float32 (jaxff.tabulate)."""
+    return FusedTree(chain.prepare(tree, config), tree)
+
+
+def why_not(config: Config) -> str | None:
+    """Why the fused engine can't serve this model here, or None if it can."""
+    if jax.default_backend() != "gpu":
+        return f"it needs a GPU, and JAX runs on the {jax.default_backend()}"
+    if "cuda" not in jax.devices()[0].client.platform_version.lower():
+        return "it was made for CUDA devices"
+    if config.hidden_dim % 16:
+        return f"it needs a hidden_dim that is a multiple of 16, and this model has {config.hidden_dim}"
+    return None
+
+
+def serves(pairs: Pairs) -> bool:
+    """Whether the kernels take these pairs: sums at receivers without a scatter, transposed by symmetry."""
+    return pairs.symmetric and pairs.layout != "edges"
+
+
+def atomic_energies(
+    tree: FusedTree, config: Config, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
+) -> Float[Array, "N"]:
+    """Atomic energies [N] in eV. Parameters get no gradient here: this engine serves inference.
+
+    The gradient by `vectors` comes from the kernels, antisymmetrised: (g_e - g_rev(e)) / 2. Second order by reverse
+    mode goes through jaxff.models.
+    """
+    return _evaluate(tree, config, numbers, vectors, pairs)[0]
+
+
+def energies_and_vector_gradients(
+    tree: FusedTree, config: Config, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
+) -> tuple[Float[Array, "N"], Float[Array, "E 3"]]:
+    """Atomic energies [N] (eV) and antisymmetrised dE/dr_e, [E, 3] (eV/Å)."""
+    launch = _launch(config, numbers)
+    energies, residuals = chain.forward(tree.fused, config, numbers, vectors, pairs, **launch)
+    return energies, chain.backward(config, residuals, jnp.ones_like(energies), **launch)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _evaluate(tree: FusedTree, config: Config, numbers: Array, vectors: Array, pairs: Pairs) -> tuple[Array, Any]:
+    """Energies and what the backward needs; no cotangent of the latter counts."""
+    return chain.forward(tree.fused, config, numbers, vectors, pairs, **_launch(config, numbers))
+
+
+def _evaluate_fwd(tree: FusedTree, config: Config, *args: Any) -> tuple[tuple[Array, Any], tuple[Any, ...]]:
+    energies, residuals = _evaluate(tree, config, *args)  # decorated: this may be differentiated again
+    return (energies, residuals), (residuals, tree.plain, *args)
+
+
+def _evaluate_bwd(config: Config, saved: tuple[Any, ...], cotangents: tuple[Array, Any]) -> tuple[Any, ...]:
+    return None, None, _vector_gradients(config, *saved, cotangents[0]), None
+
+
+_evaluate.defvjp(_evaluate_fwd, _evaluate_bwd)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _vector_gradients(
+    config: Config, residuals: Any, plain: Params, numbers: Array, vectors: Array, pairs: Pairs, e_bar: Array
+) -> Float[Array, "E 3"]:
+    return chain.backward(config, residuals, e_bar, **_launch(config, e_bar))
+
+
+def _vector_gradients_fwd(config: Config, residuals: Any, *rest: Any) -> tuple[Array, tuple[Any, ...]]:
+    return _vector_gradients(config, residuals, *rest), rest
+
+
+def _vector_gradients_bwd(config: Config, saved: Any, g_bar: Array) -> tuple[Any, ...]:
+    plain, numbers, vectors, pairs, e_bar = saved
+    vectors_bar, e_bar_bar = second_order.transpose(config, plain, numbers, vectors, pairs, e_bar, g_bar)
+    return None, None, None, vectors_bar, None, e_bar_bar
+
+
+_vector_gradients.defvjp(_vector_gradients_fwd, _vector_gradients_bwd)
+
+
+def _launch(config: Config, atoms: Array) -> dict[str, Any]:
+    """Channels of a program: all of them, or fewer where atoms are too few to fill the device."""
+    largest = 32 if atoms.shape[0] <= FEW_ATOMS else 128
+    return {"block": math.gcd(config.hidden_dim, largest), "interpret": jax.default_backend() != "gpu"}

@@ -1,0 +1,236 @@
+"""Message sums with tabulated filters in one kernel, and their transpose with the pair gradients in another.
+
+Both architectures are one sum. With filters Wa, Wb, Wc of the distance, read from the table in the kernel,
+    Δs_i = Σ_j a_j Wa,   Δv_i = Σ_j (u_ij b_j Wb + y_j Wc);
+student: a = s, b = 1, y = v; PaiNN: a = xs, b = xu, y = xv v. Where v = 0 (first interaction), y is None.
+A program sums for one atom over blocks of its slots, for a block of channels. No atomics: bit-reproducible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+from jaxtyping import Array, Float, Int
+
+SLOTS = 4  # pairs at once in a program
+
+
+class Geometry(NamedTuple):
+    """What the kernels need of the pairs, N M of them: senders, table intervals, and [t, mask, u] as floats."""
+
+    senders: Int[Array, "E"]
+    intervals: Int[Array, "E"]
+    places: Float[Array, "5 E"]
+
+
+class Sources(NamedTuple):
+    """What the atoms send; b None means 1, y None means 0."""
+
+    a: Float[Array, "N F"]
+    b: Float[Array, "N F"] | None
+    y: Float[Array, "N 3F"] | None
+
+
+def message(
+    sources: Sources, table: Float[Array, "T 4 CF"], geometry: Geometry, *, block: int, interpret: bool = False
+) -> tuple[Float[Array, "N F"], Float[Array, "N 3F"]]:
+    """Δs [N, F] and Δv [N, 3F]. table: [T, 4, 3F] of Wa, Wb, Wc, or [T, 4, 2F] without y. block divides F."""
+    n, f = sources.a.shape
+    arrays = [x for x in sources if x is not None]
+    kernel = partial(_message_kernel, _Sizes(geometry, n, f, block), sources.b is not None, sources.y is not None)
+    return pl.pallas_call(
+        kernel,
+        out_shape=(_shape(n, f), _shape(n, 3 * f)),
+        grid=(n, f // block),
+        interpret=interpret,
+        compiler_params=triton.CompilerParams(num_warps=_warps(block), num_stages=2),
+        name="message",
+    )(*geometry, table, *arrays)
+
+
+def message_transpose(
+    sources: Sources,
+    cotangents: tuple[Float[Array, "N F"], Float[Array, "N 3F"]],
+    table: Float[Array, "T 4 CF"],
+    geometry: Geometry,
+    *,
+    block: int,
+    interpret: bool = False,
+) -> tuple[Sources, Float[Array, "4 E"]]:
+    """Cotangents of the sources, and of distance and direction, [D, U_xyz], of each pair minus those of its reverse.
+
+    The list must be symmetric. With p = Δs̄, q = Δv̄ of receiver i and sender j, and u = u_ij = -u_ji:
+    ā_i = Σ_j Wa p_j,  b̄_i = -Σ_j Wb u·q_j,  ȳ_i = Σ_j Wc q_j,
+    D = Σ_f (a_j p_i + a_i p_j) Wa' + (b_j u·q_i - b_i u·q_j) Wb' + (y_j·q_i + y_i·q_j) Wc',
+    U = Σ_f (b_j q_i - b_i q_j) Wb.
+    """
+    n, f = sources.a.shape
+    e = geometry.senders.shape[0]
+    arrays = [x for x in sources if x is not None]
+    shapes = [_shape(n, x.shape[1]) for x in arrays]
+    kernel = partial(_transpose_kernel, _Sizes(geometry, n, f, block), sources.b is not None, sources.y is not None)
+    *bars, pair_bars = pl.pallas_call(
+        kernel,
+        out_shape=(*shapes, _shape(f // block, 4, e)),
+        grid=(n, f // block),
+        interpret=interpret,
+        compiler_params=triton.CompilerParams(num_warps=_warps(block), num_stages=2),
+        name="message_transpose",
+    )(*geometry, table, *cotangents, *arrays)
+    it = iter(bars)
+    bars = [None if x is None else next(it) for x in sources]
+    return Sources(*bars), jnp.sum(pair_bars, axis=0)
+
+
+class _Sizes:
+    """Static sizes of a launch."""
+
+    def __init__(self, geometry: Geometry, n: int, f: int, block: int) -> None:
+        self.slots = geometry.senders.shape[0] // n
+        self.f, self.block = f, block
+
+
+class _Pair(NamedTuple):
+    """A block of pairs of one receiver."""
+
+    sender: Array
+    interval: Array
+    t: Array
+    valid: Array
+    u: list[Array]
+    edge: Array
+    inside: Array
+
+
+def _message_kernel(sizes: _Sizes, has_b: bool, has_y: bool, *refs: Any) -> None:
+    geometry, table, (a, *rest), (ds, dv) = refs[:3], refs[3], refs[4:-2], refs[-2:]
+    b, y = (rest[0] if has_b else None), (rest[-1] if has_y else None)
+    i, channels, f = pl.program_id(0), _channels(sizes), sizes.f
+
+    def add(step: Array, sums: list[Array]) -> list[Array]:
+        pair = _load_pairs(geometry, sizes, i, step)
+        wa, wb, *wc = (w for w, _ in _filters(table, pair, channels, sizes, 2 + has_y))
+        if b is not None:
+            wb = wb * _gather(b, pair, channels)
+        scalar = sums[0] + wa * _gather(a, pair, channels)
+        vector = [v + u[:, None] * wb for v, u in zip(sums[1:], pair.u, strict=True)]
+        if y is not None:
+            vector = [v + _gather(y, pair, channels + axis * f) * wc[0] for axis, v in enumerate(vector)]
+        return [scalar, *vector]
+
+    zero = jnp.zeros((SLOTS, sizes.block), jnp.float32)
+    sums = [jnp.sum(x, axis=0) for x in _over_slots(sizes, add, [zero] * 4)]
+    ds[i, channels] = sums[0]
+    for axis in range(3):
+        dv[i, channels + axis * f] = sums[1 + axis]
+
+
+def _transpose_kernel(sizes: _Sizes, has_b: bool, has_y: bool, *refs: Any) -> None:
+    num = 1 + has_b + has_y
+    geometry, table, p, q = refs[:3], refs[3], refs[4], refs[5]
+    (a, *rest), outs, pair_bars = refs[6 : 6 + num], refs[6 + num : -1], refs[-1]
+    b, y = (rest[0] if has_b else None), (rest[-1] if has_y else None)
+    i, block, channels, f = pl.program_id(0), pl.program_id(1), _channels(sizes), sizes.f
+    own = partial(_own, i=i)
+    p_i, a_i, b_i = own(p, channels), own(a, channels), None if b is None else own(b, channels)
+    q_i = [own(q, channels + axis * f) for axis in range(3)]
+    y_i = None if y is None else [own(y, channels + axis * f) for axis in range(3)]
+
+    def add(step: Array, sums: list[Array]) -> list[Array]:
+        pair = _load_pairs(geometry, sizes, i, step)
+        (wa, wa_slope), (wb, wb_slope), *wc = _filters(table, pair, channels, sizes, 2 + has_y)
+        p_j = _gather(p, pair, channels)
+        q_j = [_gather(q, pair, channels + axis * f) for axis in range(3)]
+        bq_i, bq_j = q_i, q_j
+        if b is not None and b_i is not None:
+            b_j = _gather(b, pair, channels)
+            bq_i, bq_j = [b_j * x for x in q_i], [b_i * x for x in q_j]
+        difference = [x - z for x, z in zip(bq_i, bq_j, strict=True)]
+        d_bar = (_gather(a, pair, channels) * p_i + a_i * p_j) * wa_slope + _along(pair, difference) * wb_slope
+        new = [sums[0] + wa * p_j]
+        if b is not None:
+            new.append(sums[1] - wb * _along(pair, q_j))
+        if y is not None and y_i is not None:
+            y_j = [_gather(y, pair, channels + axis * f) for axis in range(3)]
+            products = [y_j[x] * q_i[x] + y_i[x] * q_j[x] for x in range(3)]
+            d_bar = d_bar + (products[0] + products[1] + products[2]) * wc[0][1]
+            new += [vector + wc[0][0] * x for vector, x in zip(sums[-3:], q_j, strict=True)]
+        triton.store(pair_bars.at[block, 0, pair.edge], jnp.sum(d_bar, axis=1), mask=pair.inside)
+        for axis in range(3):
+            u_bar = jnp.sum(wb * difference[axis], axis=1)
+            triton.store(pair_bars.at[block, 1 + axis, pair.edge], u_bar, mask=pair.inside)
+        return new
+
+    zero = jnp.zeros((SLOTS, sizes.block), jnp.float32)
+    sums = [jnp.sum(x, axis=0) for x in _over_slots(sizes, add, [zero] * (1 + has_b + 3 * has_y))]
+    outs[0][i, channels] = sums[0]
+    if has_b:
+        outs[1][i, channels] = sums[1]
+    for axis in range(3 * has_y):
+        outs[-1][i, channels + axis * f] = sums[1 + has_b + axis]
+
+
+def _over_slots(sizes: _Sizes, body: Any, start: list[Array]) -> list[Array]:
+    return jax.lax.fori_loop(np.int32(0), np.int32(-(-sizes.slots // SLOTS)), body, start)
+
+
+def _channels(sizes: _Sizes) -> Int[Array, "B"]:
+    return pl.program_id(1) * sizes.block + jnp.arange(sizes.block, dtype=jnp.int32)
+
+
+def _load_pairs(geometry: Sequence[Any], sizes: _Sizes, i: Array, step: Array) -> _Pair:
+    senders, intervals, places = geometry
+    slot = step * SLOTS + jnp.arange(SLOTS, dtype=jnp.int32)
+    inside = slot < sizes.slots
+    index = i * sizes.slots + slot
+
+    def load(ref: Any) -> Array:
+        return triton.load(ref, mask=inside, other=0)
+
+    t, mask, *u = (load(places.at[row, index]) for row in range(5))
+    return _Pair(load(senders.at[index]), load(intervals.at[index]), t, mask > 0, u, index, inside)
+
+
+def _gather(ref: Any, pair: _Pair, channels: Array) -> Float[Array, "S B"]:
+    """Rows of the senders, 0 for pairs that don't count."""
+    return triton.load(ref.at[pair.sender[:, None], channels[None, :]], mask=pair.valid[:, None], other=0)
+
+
+def _filters(table: Any, pair: _Pair, channels: Array, sizes: _Sizes, count: int) -> list[tuple[Array, Array]]:
+    """Values and slopes (per interval) of `count` filters, 0 for pairs that don't count."""
+    t = pair.t[:, None]
+    results = []
+    for which in range(count):
+        c = [
+            triton.load(
+                table.at[pair.interval[:, None], power, (channels + which * sizes.f)[None, :]],
+                mask=pair.valid[:, None],
+                other=0,
+            )
+            for power in range(4)
+        ]
+        results.append((c[0] + t * (c[1] + t * (c[2] + t * c[3])), c[1] + t * (2 * c[2] + 3 * t * c[3])))
+    return results
+
+
+def _along(pair: _Pair, x: list[Array]) -> Float[Array, "S B"]:
+    return pair.u[0][:, None] * x[0] + pair.u[1][:, None] * x[1] + pair.u[2][:, None] * x[2]
+
+
+def _own(ref: Any, channels: Array, *, i: Array) -> Float[Array, "1 B"]:
+    return ref[i, channels][None, :]
+
+
+def _shape(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _warps(block: int) -> int:
+    return max(1, SLOTS * block // 128)

@@ -1,0 +1,113 @@
+"""The fused engine, interpreted, against the models that it must equal, and the choice of engine."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxff import interop, kernels, models
+from jaxff.errors import ConfigError
+from jaxff.ops import accumulate_forces
+from jaxff.potential import Potential
+from jaxff.tabulate import tabulate
+from tests.structures import CONFIGS, PAINN, STUDENT, pairs_in_layout, random_params, random_structure
+
+NAMES = list(CONFIGS)
+
+
+def fused_potential(config: Any) -> Potential:
+    """A float32 potential whose kernels run interpreted."""
+    potential = Potential(random_params(config), config, filters="table")
+    potential._fused, potential.engine = kernels.prepare(potential._tree, config), "fused"
+    return potential
+
+
+@pytest.mark.parametrize("layout", ["all", "slots"])
+@pytest.mark.parametrize("name", NAMES)
+def test_against_models(name: str, layout: str) -> None:
+    """Energies, forces with unequal weights of the atoms, padding; float32 against float64 on the same tables."""
+    config = CONFIGS[name]
+    numbers, positions = random_structure(7)
+    numbers = np.pad(numbers, (0, 2))
+    vectors, pairs = pairs_in_layout(positions, config.cutoff, layout, padding=2)
+    tree, _ = tabulate(random_params(config), config, 64)
+    weights = np.linspace(1.0, 2.0, 9)
+
+    def run(module: Any, tree: Any, dtype: Any) -> Any:
+        w = jnp.asarray(weights, dtype)
+
+        def energies(r: Any) -> Any:
+            e = module.atomic_energies(tree, config, numbers, r, pairs)
+            return jnp.sum(w * e), e
+
+        gradients, e = jax.grad(energies, has_aux=True)(jnp.asarray(vectors, dtype))
+        return e, accumulate_forces(gradients, pairs)
+
+    energies, forces = jax.jit(lambda: run(models, models.cast(tree, np.dtype("float64")), jnp.float64))()
+    fused = kernels.prepare(models.cast(tree, np.dtype("float32")), config)
+    fused_energies, fused_forces = jax.jit(lambda: run(kernels, fused, jnp.float32))()
+    assert fused_forces.dtype == np.float32
+    np.testing.assert_allclose(fused_energies, energies, atol=5e-6)
+    np.testing.assert_allclose(fused_forces, forces, atol=5e-6 * max(1, np.abs(forces).max()))
+    assert np.all(fused_forces[7:] == 0)
+
+
+@pytest.mark.parametrize("name", ["student", "painn"])
+def test_potential(name: str) -> None:
+    """The explicit chain, padded, all pairs and lists; forces sum to zero."""
+    config = CONFIGS[name]
+    potential, exact = fused_potential(config), Potential(random_params(config), config, dtype="float64")
+    for num_atoms in (1, 5, 36):
+        structure = random_structure(num_atoms, closest=1.1)
+        energies, forces = potential.evaluate(*structure)
+        expected_energies, expected_forces = exact.evaluate(*structure)
+        scale = max(1, np.abs(expected_forces).max())
+        np.testing.assert_allclose(energies, expected_energies, atol=1e-5)
+        np.testing.assert_allclose(forces, expected_forces, atol=1e-5 * scale)
+        assert np.abs(forces.sum(axis=0)).max() < 1e-5 * scale
+
+
+@pytest.mark.filterwarnings("ignore:scatter inputs have incompatible types:FutureWarning")
+@pytest.mark.parametrize("listed", [False, True])
+def test_jax_md_energies_first_and_second_order(listed: bool) -> None:
+    """jax.grad and jacrev(grad) of the jax-md energies, whose transposed gathers rely on antisymmetric gradients."""
+    with jax.numpy_dtype_promotion("standard"):
+        from jax_md import space
+
+    potential, exact = fused_potential(PAINN), Potential(random_params(PAINN), PAINN, dtype="float64")
+    numbers, positions = random_structure(6, closest=1.1)
+    displacement, _ = space.free()
+
+    def energy_of(potential: Potential) -> Any:
+        if not listed:
+            return interop.jax_md.energy(potential, numbers, displacement)
+        neighbor_fn, energy = interop.jax_md.energy_neighbor_list(
+            displacement, 20.0, potential, numbers, disable_cell_list=True
+        )
+        neighbors = neighbor_fn.allocate(jnp.asarray(positions))
+        return lambda r: energy(r, neighbor=neighbors)
+
+    def orders(potential: Potential) -> Any:
+        energy = energy_of(potential)
+        r = jnp.asarray(positions, potential.dtype)
+        return jax.jit(lambda r: (energy(r), jax.grad(energy)(r), jax.jacrev(jax.grad(energy))(r)))(r)
+
+    with jax.numpy_dtype_promotion("standard"):
+        results = orders(potential), orders(exact)
+    for actual, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(actual, expected, atol=2e-4 * max(1, np.abs(expected).max()), rtol=0)
+
+
+def test_choice_of_engine() -> None:
+    params = random_params(STUDENT)
+    assert Potential(params, STUDENT).engine == "xla"  # no GPU here
+    with pytest.warns(UserWarning, match="needs a GPU.*XLA engine serves"):
+        assert Potential(params, STUDENT, engine="fused").engine == "xla"
+    with pytest.warns(UserWarning, match="float32"):
+        Potential(params, STUDENT, dtype="float64", engine="fused")
+    with pytest.warns(UserWarning, match="tabulated filters"):
+        Potential(params, STUDENT, engine="fused", filters="exact")
+    with pytest.raises(ConfigError, match="magic"):
+        Potential(params, STUDENT, filters="magic")

@@ -1,0 +1,83 @@
+"""The message kernels, interpreted, against plain sums and their autodiff."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxff.kernels.message import Geometry, Sources, message, message_transpose
+
+N, F, T = 6, 16, 9
+
+
+def random_case(has_b: bool, has_y: bool) -> tuple[Sources, Any, Geometry]:
+    """Sources, table and a symmetric geometry of N² pairs, some of them masked."""
+    rng = np.random.default_rng(0)
+
+    def symmetric(x: np.ndarray) -> np.ndarray:
+        return np.tril(x) + np.tril(x, -1).T
+
+    def normal(*shape: int) -> Any:
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    mask = symmetric(np.tril(rng.random((N, N)) < 0.7, -1))
+    u = rng.normal(size=(N, N, 3))
+    places = [symmetric(rng.random((N, N))), mask, *np.moveaxis(u - u.swapaxes(0, 1), 2, 0)]
+    geometry = Geometry(
+        jnp.asarray(np.tile(np.arange(N), N), jnp.int32),
+        jnp.asarray(symmetric(rng.integers(0, T, (N, N))).reshape(-1), jnp.int32),
+        jnp.asarray(np.stack(places).reshape(5, -1), jnp.float32),
+    )
+    sources = Sources(normal(N, F), normal(N, F) if has_b else None, normal(N, 3 * F) if has_y else None)
+    return sources, normal(T, 4, (2 + has_y) * F), geometry
+
+
+def plain_message(sources: Sources, table: Any, geometry: Geometry, t: Any, u: Any) -> tuple[Any, Any]:
+    """The equation in jaxff.kernels.message, in dense sums."""
+    c = jnp.moveaxis(table[geometry.intervals], 1, 0)
+    t = t[:, None]
+    w = (c[0] + t * c[1] + t**2 * c[2] + t**3 * c[3]) * geometry.places[1][:, None]
+    wa, wb, *wc = jnp.split(w.reshape(N, N, -1), table.shape[2] // F, axis=2)
+    if sources.b is not None:
+        wb = wb * sources.b[None]
+    ds = jnp.einsum("ijf,jf->if", wa, sources.a, precision="highest")
+    dv = jnp.einsum("ijc,ijf->icf", u.reshape(N, N, 3), wb, precision="highest")
+    if sources.y is not None:
+        dv = dv + jnp.einsum("ijf,jcf->icf", wc[0], sources.y.reshape(N, 3, F), precision="highest")
+    return ds, dv.reshape(N, 3 * F)
+
+
+@pytest.mark.parametrize("block", [8, 16])
+@pytest.mark.parametrize("has_y", [False, True])
+@pytest.mark.parametrize("has_b", [False, True])
+def test_kernels_against_plain_sums(has_b: bool, has_y: bool, block: int) -> None:
+    sources, table, geometry = random_case(has_b, has_y)
+    t, u = geometry.places[0], geometry.places[2:].T
+    expected, pullback = jax.vjp(lambda s, t, u: plain_message(s, table, geometry, t, u), sources, t, u)
+    actual = message(sources, table, geometry, block=block, interpret=True)
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, e, atol=1e-5)
+    rng = np.random.default_rng(1)
+    cotangents = tuple(jnp.asarray(rng.normal(size=x.shape), jnp.float32) for x in expected)
+    sources_bar, t_bar, u_bar = pullback(cotangents)
+    bars, pair_bars = message_transpose(sources, cotangents, table, geometry, block=block, interpret=True)
+    for a, e in zip(jax.tree.leaves(bars), jax.tree.leaves(sources_bar), strict=True):
+        np.testing.assert_allclose(a, e, atol=2e-5)
+    t_bar, u_bar = t_bar.reshape(N, N), u_bar.reshape(N, N, 3)
+    mask = np.asarray(geometry.places[1], bool)
+    np.testing.assert_allclose(pair_bars[0], (t_bar + t_bar.T).reshape(-1), atol=1e-4)
+    np.testing.assert_allclose(pair_bars[1:].T[mask], (u_bar - u_bar.swapaxes(0, 1)).reshape(-1, 3)[mask], atol=1e-4)
+
+
+def test_kernels_lower_for_cuda() -> None:
+    """Everything that they contain has a Triton form; no GPU is needed to see that."""
+    sources, table, geometry = random_case(True, True)
+
+    def both(sources: Sources, table: Any, geometry: Geometry) -> Any:
+        sums = message(sources, table, geometry, block=16)
+        return message_transpose(sources, sums, table, geometry, block=16)
+
+    text = jax.jit(both).trace(sources, table, geometry).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("custom_call") >= 2
