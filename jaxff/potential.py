@@ -74,7 +74,7 @@ class Potential:
 
     def energy(self, numbers: Any, positions: Any, cell: Any = None, pbc: Any = None) -> float:
         """Energy in eV."""
-        return float(np.sum(self.atomic_energies(numbers, positions, cell, pbc)))
+        return float(np.sum(self.atomic_energies(numbers, positions, cell, pbc), dtype=np.float64))
 
     def atomic_energies(
         self, numbers: Any, positions: Any, cell: Any = None, pbc: Any = None
@@ -90,7 +90,7 @@ class Potential:
     ) -> tuple[float, Float[np.ndarray, "N 3"]]:
         """Energy in eV and forces -dE/dR, [N, 3] eV/Å."""
         energies, forces = self.evaluate(numbers, positions, cell, pbc)
-        return float(np.sum(energies)), forces
+        return float(np.sum(energies, dtype=np.float64)), forces
 
     def evaluate(
         self, numbers: Any, positions: Any, cell: Any = None, pbc: Any = None

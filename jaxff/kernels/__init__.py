@@ -16,13 +16,15 @@ from jaxtyping import Array, Float, Int
 
 from jaxff.config import PainnConfig, StudentConfig
 from jaxff.kernels import chain, second_order
+from jaxff.kernels.message import Launch
 from jaxff.models.parameters import Params
 from jaxff.system import Pairs
 
 __all__ = ["FusedTree", "atomic_energies", "energies_and_vector_gradients", "prepare", "serves", "why_not"]
 
 Config = StudentConfig | PainnConfig
-FEW_ATOMS = 128  # up to here, channels are split over more programs
+FEW_ATOMS = 128
+FEW, MANY = (32, 16), (128, 4)  # channels of a message program, and pairs at once
 
 
 class FusedTree(NamedTuple):
@@ -68,15 +70,15 @@ def energies_and_vector_gradients(
     tree: FusedTree, config: Config, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
 ) -> tuple[Float[Array, "N"], Float[Array, "E 3"]]:
     """Atomic energies [N] (eV) and antisymmetrised dE/dr_e, [E, 3] (eV/Å)."""
-    launch = _launch(config, numbers)
-    energies, residuals = chain.forward(tree.fused, config, numbers, vectors, pairs, **launch)
-    return energies, chain.backward(config, residuals, jnp.ones_like(energies), **launch)
+    launch = _launch(config, pairs)
+    energies, residuals = chain.forward(tree.fused, config, numbers, vectors, pairs, launch)
+    return energies, chain.backward(config, residuals, jnp.ones_like(energies), launch)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _evaluate(tree: FusedTree, config: Config, numbers: Array, vectors: Array, pairs: Pairs) -> tuple[Array, Any]:
     """Energies and what the backward needs; no cotangent of the latter counts."""
-    return chain.forward(tree.fused, config, numbers, vectors, pairs, **_launch(config, numbers))
+    return chain.forward(tree.fused, config, numbers, vectors, pairs, _launch(config, pairs))
 
 
 def _evaluate_fwd(tree: FusedTree, config: Config, *args: Any) -> tuple[tuple[Array, Any], tuple[Any, ...]]:
@@ -95,7 +97,7 @@ _evaluate.defvjp(_evaluate_fwd, _evaluate_bwd)
 def _vector_gradients(
     config: Config, residuals: Any, plain: Params, numbers: Array, vectors: Array, pairs: Pairs, e_bar: Array
 ) -> Float[Array, "E 3"]:
-    return chain.backward(config, residuals, e_bar, **_launch(config, e_bar))
+    return chain.backward(config, residuals, e_bar, _launch(config, pairs))
 
 
 def _vector_gradients_fwd(config: Config, residuals: Any, *rest: Any) -> tuple[Array, tuple[Any, ...]]:
@@ -111,7 +113,8 @@ def _vector_gradients_bwd(config: Config, saved: Any, g_bar: Array) -> tuple[Any
 _vector_gradients.defvjp(_vector_gradients_fwd, _vector_gradients_bwd)
 
 
-def _launch(config: Config, atoms: Array) -> dict[str, Any]:
-    """Channels of a program: all of them, or fewer where atoms are too few to fill the device."""
-    largest = 32 if atoms.shape[0] <= FEW_ATOMS else 128
-    return {"block": math.gcd(config.hidden_dim, largest), "interpret": jax.default_backend() != "gpu"}
+def _launch(config: Config, pairs: Pairs) -> Launch:
+    """Few atoms: channels split over more programs, dense layers in kernels, too. Many: XLA's products are as fast."""
+    few = pairs.layout == "all" and pairs.num_atoms <= FEW_ATOMS
+    block, slots = FEW if few else MANY
+    return Launch(math.gcd(config.hidden_dim, block), slots, few, jax.default_backend() != "gpu")

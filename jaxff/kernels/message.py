@@ -19,7 +19,17 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
-SLOTS = 4  # pairs at once in a program
+
+class Launch(NamedTuple):
+    """How kernels run: channels of a message program (a power of 2 that divides F) and pairs that it takes at once;
+
+    whether dense layers are kernels, too; interpreted or not.
+    """
+
+    block: int
+    slots: int
+    dense: bool
+    interpret: bool
 
 
 class Geometry(NamedTuple):
@@ -39,18 +49,24 @@ class Sources(NamedTuple):
 
 
 def message(
-    sources: Sources, table: Float[Array, "T 4 CF"], geometry: Geometry, *, block: int, interpret: bool = False
+    sources: Sources,
+    table: Float[Array, "T 4 CF"],
+    geometry: Geometry,
+    launch: Launch,
+    *,
+    add: bool = False,
 ) -> tuple[Float[Array, "N F"], Float[Array, "N 3F"]]:
-    """Δs [N, F] and Δv [N, 3F]. table: [T, 4, 3F] of Wa, Wb, Wc, or [T, 4, 2F] without y. block divides F."""
+    """Δs [N, F] and Δv [N, 3F]; `add`: a + Δs and y + Δv. table: [T, 4, 3F] of Wa, Wb, Wc, or [T, 4, 2F] without y."""
     n, f = sources.a.shape
     arrays = [x for x in sources if x is not None]
-    kernel = partial(_message_kernel, _Sizes(geometry, n, f, block), sources.b is not None, sources.y is not None)
+    sizes = _Sizes(geometry, n, f, launch, add)
+    kernel = partial(_message_kernel, sizes, sources.b is not None, sources.y is not None)
     return pl.pallas_call(
         kernel,
         out_shape=(_shape(n, f), _shape(n, 3 * f)),
-        grid=(n, f // block),
-        interpret=interpret,
-        compiler_params=triton.CompilerParams(num_warps=_warps(block), num_stages=2),
+        grid=(n, f // launch.block),
+        interpret=launch.interpret,
+        compiler_params=triton.CompilerParams(num_warps=_warps(launch), num_stages=2),
         name="message",
     )(*geometry, table, *arrays)
 
@@ -60,28 +76,29 @@ def message_transpose(
     cotangents: tuple[Float[Array, "N F"], Float[Array, "N 3F"]],
     table: Float[Array, "T 4 CF"],
     geometry: Geometry,
+    launch: Launch,
     *,
-    block: int,
-    interpret: bool = False,
+    add: bool = False,
 ) -> tuple[Sources, Float[Array, "4 E"]]:
     """Cotangents of the sources, and of distance and direction, [D, U_xyz], of each pair minus those of its reverse.
 
     The list must be symmetric. With p = Δs̄, q = Δv̄ of receiver i and sender j, and u = u_ij = -u_ji:
     ā_i = Σ_j Wa p_j,  b̄_i = -Σ_j Wb u·q_j,  ȳ_i = Σ_j Wc q_j,
     D = Σ_f (a_j p_i + a_i p_j) Wa' + (b_j u·q_i - b_i u·q_j) Wb' + (y_j·q_i + y_i·q_j) Wc',
-    U = Σ_f (b_j q_i - b_i q_j) Wb.
+    U = Σ_f (b_j q_i - b_i q_j) Wb.    `add`: ā + p and ȳ + q.
     """
     n, f = sources.a.shape
     e = geometry.senders.shape[0]
     arrays = [x for x in sources if x is not None]
     shapes = [_shape(n, x.shape[1]) for x in arrays]
-    kernel = partial(_transpose_kernel, _Sizes(geometry, n, f, block), sources.b is not None, sources.y is not None)
+    sizes = _Sizes(geometry, n, f, launch, add)
+    kernel = partial(_transpose_kernel, sizes, sources.b is not None, sources.y is not None)
     *bars, pair_bars = pl.pallas_call(
         kernel,
-        out_shape=(*shapes, _shape(f // block, 4, e)),
-        grid=(n, f // block),
-        interpret=interpret,
-        compiler_params=triton.CompilerParams(num_warps=_warps(block), num_stages=2),
+        out_shape=(*shapes, _shape(f // launch.block, 4, e)),
+        grid=(n, f // launch.block),
+        interpret=launch.interpret,
+        compiler_params=triton.CompilerParams(num_warps=_warps(launch), num_stages=2),
         name="message_transpose",
     )(*geometry, table, *cotangents, *arrays)
     it = iter(bars)
@@ -92,9 +109,9 @@ def message_transpose(
 class _Sizes:
     """Static sizes of a launch."""
 
-    def __init__(self, geometry: Geometry, n: int, f: int, block: int) -> None:
+    def __init__(self, geometry: Geometry, n: int, f: int, launch: Launch, add: bool) -> None:
         self.slots = geometry.senders.shape[0] // n
-        self.f, self.block = f, block
+        self.f, self.block, self.at_once, self.add = f, launch.block, launch.slots, add
 
 
 class _Pair(NamedTuple):
@@ -125,11 +142,12 @@ def _message_kernel(sizes: _Sizes, has_b: bool, has_y: bool, *refs: Any) -> None
             vector = [v + _gather(y, pair, channels + axis * f) * wc[0] for axis, v in enumerate(vector)]
         return [scalar, *vector]
 
-    zero = jnp.zeros((SLOTS, sizes.block), jnp.float32)
+    zero = jnp.zeros((sizes.at_once, sizes.block), jnp.float32)
     sums = [jnp.sum(x, axis=0) for x in _over_slots(sizes, add, [zero] * 4)]
-    ds[i, channels] = sums[0]
+    ds[i, channels] = sums[0] + a[i, channels] if sizes.add else sums[0]
     for axis in range(3):
-        dv[i, channels + axis * f] = sums[1 + axis]
+        own = channels + axis * f
+        dv[i, own] = sums[1 + axis] + y[i, own] if sizes.add and y is not None else sums[1 + axis]
 
 
 def _transpose_kernel(sizes: _Sizes, has_b: bool, has_y: bool, *refs: Any) -> None:
@@ -168,17 +186,18 @@ def _transpose_kernel(sizes: _Sizes, has_b: bool, has_y: bool, *refs: Any) -> No
             triton.store(pair_bars.at[block, 1 + axis, pair.edge], u_bar, mask=pair.inside)
         return new
 
-    zero = jnp.zeros((SLOTS, sizes.block), jnp.float32)
+    zero = jnp.zeros((sizes.at_once, sizes.block), jnp.float32)
     sums = [jnp.sum(x, axis=0) for x in _over_slots(sizes, add, [zero] * (1 + has_b + 3 * has_y))]
-    outs[0][i, channels] = sums[0]
+    outs[0][i, channels] = sums[0] + p[i, channels] if sizes.add else sums[0]
     if has_b:
         outs[1][i, channels] = sums[1]
     for axis in range(3 * has_y):
-        outs[-1][i, channels + axis * f] = sums[1 + has_b + axis]
+        own_axis, total = channels + axis * f, sums[1 + has_b + axis]
+        outs[-1][i, own_axis] = total + q[i, own_axis] if sizes.add else total
 
 
 def _over_slots(sizes: _Sizes, body: Any, start: list[Array]) -> list[Array]:
-    return jax.lax.fori_loop(np.int32(0), np.int32(-(-sizes.slots // SLOTS)), body, start)
+    return jax.lax.fori_loop(np.int32(0), np.int32(-(-sizes.slots // sizes.at_once)), body, start)
 
 
 def _channels(sizes: _Sizes) -> Int[Array, "B"]:
@@ -187,7 +206,7 @@ def _channels(sizes: _Sizes) -> Int[Array, "B"]:
 
 def _load_pairs(geometry: Sequence[Any], sizes: _Sizes, i: Array, step: Array) -> _Pair:
     senders, intervals, places = geometry
-    slot = step * SLOTS + jnp.arange(SLOTS, dtype=jnp.int32)
+    slot = step * np.int32(sizes.at_once) + jnp.arange(sizes.at_once, dtype=jnp.int32)
     inside = slot < sizes.slots
     index = i * sizes.slots + slot
 
@@ -232,5 +251,5 @@ def _shape(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def _warps(block: int) -> int:
-    return max(1, SLOTS * block // 128)
+def _warps(launch: Launch) -> int:
+    return min(8, max(1, launch.slots * launch.block // 128))

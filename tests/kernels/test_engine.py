@@ -12,8 +12,10 @@ from jaxff.errors import ConfigError
 from jaxff.ops import accumulate_forces
 from jaxff.potential import Potential
 from jaxff.tabulate import tabulate
-from tests.structures import CONFIGS, PAINN, STUDENT, pairs_in_layout, random_params, random_structure
+from tests.structures import CONFIGS as SMALL
+from tests.structures import STUDENT, pairs_in_layout, random_params, random_structure
 
+CONFIGS = {name: config.model_copy(update={"hidden_dim": 16}) for name, config in SMALL.items()}
 NAMES = list(CONFIGS)
 
 
@@ -76,7 +78,8 @@ def test_jax_md_energies_first_and_second_order(listed: bool) -> None:
     with jax.numpy_dtype_promotion("standard"):
         from jax_md import space
 
-    potential, exact = fused_potential(PAINN), Potential(random_params(PAINN), PAINN, dtype="float64")
+    config = CONFIGS["painn"]
+    potential, exact = fused_potential(config), Potential(random_params(config), config, dtype="float64")
     numbers, positions = random_structure(6, closest=1.1)
     displacement, _ = space.free()
 
@@ -111,3 +114,21 @@ def test_choice_of_engine() -> None:
         Potential(params, STUDENT, engine="fused", filters="exact")
     with pytest.raises(ConfigError, match="magic"):
         Potential(params, STUDENT, filters="magic")
+
+
+def test_a_batch_of_molecules() -> None:
+    """vmap, in a compiled loop as in a simulation, gives what each molecule gives."""
+    with jax.numpy_dtype_promotion("standard"):
+        from jax_md import space
+
+    potential = fused_potential(CONFIGS["student"])
+    numbers, positions = random_structure(5, closest=1.1)
+    energy = interop.jax_md.energy(potential, numbers, space.free()[0])
+    molecules = jnp.asarray([positions, 1.1 * positions], jnp.float32)
+
+    def descend(r: Any) -> Any:
+        return jax.lax.fori_loop(0, 2, lambda _, x: x - 1e-3 * jax.grad(energy)(x), r)
+
+    with jax.numpy_dtype_promotion("standard"):
+        batch, single = jax.jit(jax.vmap(descend))(molecules), [jax.jit(descend)(r) for r in molecules]
+    np.testing.assert_allclose(batch, np.stack(single), atol=1e-5)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxff.kernels.message import Geometry, Sources, message, message_transpose
+from jaxff.kernels.message import Geometry, Launch, Sources, message, message_transpose
 
 N, F, T = 6, 16, 9
 
@@ -56,13 +56,14 @@ def test_kernels_against_plain_sums(has_b: bool, has_y: bool, block: int) -> Non
     sources, table, geometry = random_case(has_b, has_y)
     t, u = geometry.places[0], geometry.places[2:].T
     expected, pullback = jax.vjp(lambda s, t, u: plain_message(s, table, geometry, t, u), sources, t, u)
-    actual = message(sources, table, geometry, block=block, interpret=True)
+    launch = Launch(block, slots=4, dense=False, interpret=True)
+    actual = message(sources, table, geometry, launch)
     for a, e in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, e, atol=1e-5)
     rng = np.random.default_rng(1)
     cotangents = tuple(jnp.asarray(rng.normal(size=x.shape), jnp.float32) for x in expected)
     sources_bar, t_bar, u_bar = pullback(cotangents)
-    bars, pair_bars = message_transpose(sources, cotangents, table, geometry, block=block, interpret=True)
+    bars, pair_bars = message_transpose(sources, cotangents, table, geometry, launch)
     for a, e in zip(jax.tree.leaves(bars), jax.tree.leaves(sources_bar), strict=True):
         np.testing.assert_allclose(a, e, atol=2e-5)
     t_bar, u_bar = t_bar.reshape(N, N), u_bar.reshape(N, N, 3)
@@ -76,8 +77,9 @@ def test_kernels_lower_for_cuda() -> None:
     sources, table, geometry = random_case(True, True)
 
     def both(sources: Sources, table: Any, geometry: Geometry) -> Any:
-        sums = message(sources, table, geometry, block=16)
-        return message_transpose(sources, sums, table, geometry, block=16)
+        launch = Launch(16, slots=4, dense=False, interpret=False)
+        sums = message(sources, table, geometry, launch, add=True)
+        return message_transpose(sources, sums, table, geometry, launch, add=True)
 
     text = jax.jit(both).trace(sources, table, geometry).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("custom_call") >= 2
