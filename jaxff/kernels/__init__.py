@@ -24,7 +24,7 @@ __all__ = ["FusedTree", "atomic_energies", "energies_and_vector_gradients", "pre
 
 Config = StudentConfig | PainnConfig
 FEW_ATOMS = 128
-FEW, MANY = (32, 16), (128, 4)  # channels of a message program, and pairs at once
+FEW, MANY = (32, 32), (128, 4)  # channels of a message program, and pairs at once
 
 
 class FusedTree(NamedTuple):

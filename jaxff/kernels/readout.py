@@ -21,22 +21,25 @@ from jaxff.ops.readout import readout_bwd, readout_fwd
 def readout(s: Float[Array, "N F"], layers: Layers, how: Launch) -> tuple[Float[Array, "N"], Float[Array, "N F"]]:
     """Atomic energies [N] in eV and their slopes [N, F]; through XLA where layers don't fit and under vmap."""
 
-    def plain(s: Array) -> tuple[Array, Array]:
-        energies, residuals = readout_fwd(s, layers)
-        return energies, readout_bwd(residuals, jnp.ones_like(energies))[0]
-
     if not (how.dense and fits(layers)):
-        return plain(s)
-    tiled = jax.custom_batching.custom_vmap(partial(_readout, layers=layers, interpret=how.interpret))
+        return _plain(s, layers)
+    # everything traced is an argument: custom_vmap closes over no tracers
+    tiled = jax.custom_batching.custom_vmap(partial(_tiled, how.interpret))
 
     @tiled.def_vmap
-    def _(size: int, batched: Any, s: Array) -> tuple[tuple[Array, Array], tuple[bool, bool]]:
-        return jax.vmap(plain)(s), (True, True)
+    def _(size: int, batched: Any, s: Array, layers: Layers) -> tuple[tuple[Array, Array], tuple[bool, bool]]:
+        axes = jax.tree.map(lambda x: 0 if x else None, batched)
+        return jax.vmap(_plain, in_axes=tuple(axes), axis_size=size)(s, layers), (True, True)
 
-    return tiled(s)
+    return tiled(s, layers)
 
 
-def _readout(s: Array, *, layers: Layers, interpret: bool) -> tuple[Array, Array]:
+def _plain(s: Array, layers: Layers) -> tuple[Array, Array]:
+    energies, residuals = readout_fwd(s, layers)
+    return energies, readout_bwd(residuals, jnp.ones_like(energies))[0]
+
+
+def _tiled(interpret: bool, s: Array, layers: Layers) -> tuple[Array, Array]:
     n, f = s.shape
     weights = [x for kernel, bias in layers[:-1] for x in (kernel, kernel.T, bias[None])]
     final, offset = layers[-1]
