@@ -54,7 +54,7 @@ class JaxffCalculator(Calculator):
             self.atoms.numbers, self.atoms.positions, self.atoms.cell.array, self.atoms.pbc
         )
         energies = np.asarray(energies, dtype=np.float64)
-        total = float(energies.sum())
+        total = float(energies.sum(dtype=float))
         self.results = {
             "energy": total,
             "free_energy": total,
