@@ -33,9 +33,7 @@ Displacement = Callable[..., Array]
 EnergyFn = Callable[..., Array]
 
 
-def energy(
-    potential: Potential, numbers: Any, displacement: Displacement, *, per_particle: bool = False
-) -> EnergyFn:
+def energy(potential: Potential, numbers: Any, displacement: Displacement, *, per_particle: bool = False) -> EnergyFn:
     """`energy_fn(R, **kwargs)` over all N² pairs: right for N up to a few hundred.
 
     `numbers` [N] are the atomic numbers, R [N, 3] positions in Å (fractional, if `displacement` takes those);
@@ -109,9 +107,7 @@ class _PairModel:
         """[N] eV; NaN where a traced box is too small for the minimum image."""
         _check_x64(self.potential)
         if jnp.shape(R) != (len(self.numbers), 3):
-            raise StructureError(
-                f"expected positions of shape [{len(self.numbers)}, 3], received {list(jnp.shape(R))}"
-            )
+            raise StructureError(f"expected positions of shape [{len(self.numbers)}, 3], received {list(jnp.shape(R))}")
         displacement = partial(self.displacement, **kwargs)
         gathers = pairs.layout == "slots" and self.potential.gradients_are_antisymmetric(pairs)
         vectors = _pair_vectors(displacement, jnp.asarray(R), pairs, gathers).astype(self.potential.dtype)
