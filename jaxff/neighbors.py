@@ -12,7 +12,7 @@ from scipy.spatial import cKDTree
 
 from jaxff.system import Pairs
 
-ALL_PAIRS_LIMIT = 32  # atoms; up to here every pair is computed and masked
+ALL_PAIRS_LIMIT = 64  # atoms; up to here every pair is computed and masked
 SLOT_STEP = 8
 HEADROOM = 1.25
 

@@ -31,9 +31,9 @@ def test_results(model: Potential) -> None:
     np.testing.assert_array_equal(model.evaluate(*WATER)[1], forces)
 
 
-@pytest.mark.parametrize("num_atoms", [5, 40])
+@pytest.mark.parametrize("num_atoms", [5, 70])
 def test_padding_and_lists_change_nothing(model: Potential, num_atoms: int) -> None:
-    """All pairs with padding below 33 atoms, padded lists above, against one plain edge list."""
+    """All pairs with padding up to 64 atoms, padded lists above, against one plain edge list."""
     numbers, positions = random_structure(num_atoms)
     senders, receivers = neighbor_pairs(positions, model.config.cutoff)
     plain = potential_module.Pairs(senders, receivers, np.ones(len(senders), bool), num_atoms)
@@ -45,7 +45,7 @@ def test_padding_and_lists_change_nothing(model: Potential, num_atoms: int) -> N
     np.testing.assert_allclose(forces, expected, atol=1e-11 * max(1, np.abs(expected).max()))
 
 
-@pytest.mark.parametrize("num_atoms", [2, 36])
+@pytest.mark.parametrize("num_atoms", [2, 70])
 def test_forces_against_differences(model: Potential, num_atoms: int) -> None:
     numbers, positions = random_structure(num_atoms, seed=3, closest=1.0)
     errors = finite_difference_errors(model, numbers, positions, coordinates=range(min(24, 3 * num_atoms)))
@@ -107,7 +107,7 @@ def test_no_recompilation_while_a_molecule_moves() -> None:
     config = PAINN.model_copy(update={"hidden_dim": 12})  # a shape of its own, so that the count starts fresh
     potential = Potential(random_params(config), config)
     compiled = potential_module._energies_and_forces._cache_size
-    for num_atoms in (9, 45):
+    for num_atoms in (9, 70):
         numbers, positions = random_structure(num_atoms, closest=1.0)
         potential.energy_and_forces(numbers, positions)
         before = compiled()

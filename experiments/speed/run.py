@@ -38,21 +38,22 @@ ENGINES = {  # name: (engine, filters)
     "autodiff": ("xla", "exact"),
 }
 GPU_ROWS = [
-    *[f"nve-{n}:student:fused" for n in (21, 64)],
+    "nve-21:student:fused",
     *[f"batch-{b}:student:fused" for b in (16, 4096)],
     "large:student:fused",
-    *[f"nve-{n}:painn:fused" for n in (21, 64)],
-    "nve-21:student:autodiff",
-    "large:student:autodiff",
+    *[f"nve-21:painn:{e}" for e in ("fused", "xla-exact", "xla-table")],
+    "nve-64:student:fused",
+    *[f"nve-21:student:{e}" for e in ("autodiff", "xla-exact", "xla-table")],
     "large:painn:fused",
-    "nve-21:student:xla-exact",
-    "nve-21:painn:autodiff",
-    "nve-64:student:autodiff",
-    "batch-16:painn:fused",
-    "batch-16:student:xla-exact",
-    "nve-64:student:xla-exact",
-    "nve-21:student:xla-table",
+    "large:student:autodiff",
     "large:student:xla-table",
+    *[f"batch-16:student:{e}" for e in ("xla-exact", "xla-table")],
+    "batch-16:painn:fused",
+    "batch-16:painn:xla-exact",
+    "large:painn:xla-table",
+    "nve-64:painn:fused",
+    *[f"nve-64:student:{e}" for e in ("autodiff", "xla-exact")],
+    "nve-21:painn:autodiff",
 ]
 CPU_ROWS = [f"call-{n}:student:{e}" for n in (3, 9, 21, 30, 60) for e in ("torch", "xla-exact", "xla-table")]
 _POTENTIALS: dict[tuple[str, str], Potential] = {}
