@@ -179,15 +179,7 @@ def backward(config: PainnConfig, residuals: Any, e_bar: Float[Array, "N"]) -> t
     return params_bar, None, vectors_bar, None
 
 
-def _forward_rule(params: Params, config: PainnConfig, *args: Any) -> tuple[Array, Any]:
-    return forward(params, config, *args)
-
-
-def _backward_rule(config: PainnConfig, residuals: Any, e_bar: Array) -> tuple[Params, None, Array, None]:
-    return backward(config, residuals, e_bar)
-
-
-atomic_energies.defvjp(_forward_rule, _backward_rule)
+atomic_energies.defvjp(forward, backward)
 
 
 def _filter_kernels(params: Params, config: PainnConfig) -> list[Float[Array, "K+1 3F"]]:

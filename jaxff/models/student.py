@@ -158,15 +158,7 @@ def backward(config: StudentConfig, residuals: Any, e_bar: Float[Array, "N"]) ->
     return params_bar, None, vectors_bar, None
 
 
-def _forward_rule(params: Params, config: StudentConfig, *args: Any) -> tuple[Array, Any]:
-    return forward(params, config, *args)
-
-
-def _backward_rule(config: StudentConfig, residuals: Any, e_bar: Array) -> tuple[Params, None, Array, None]:
-    return backward(config, residuals, e_bar)
-
-
-atomic_energies.defvjp(_forward_rule, _backward_rule)
+atomic_energies.defvjp(forward, backward)
 
 
 def _filter_layers(params: Params, config: StudentConfig) -> list[Layers]:
