@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from jaxff.errors import (
         CheckpointError,
         ConfigError,
+        DataError,
         HostileCheckpointError,
         JaxffError,
         SimulationError,
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "DataError",
     "HostileCheckpointError",
     "JaxffCalculator",
     "JaxffError",
@@ -43,6 +45,7 @@ __all__ = [
 _HOMES = {
     "CheckpointError": "errors",
     "ConfigError": "errors",
+    "DataError": "errors",
     "HostileCheckpointError": "errors",
     "JaxffCalculator": "interop.ase",
     "JaxffError": "errors",

@@ -26,3 +26,7 @@ class ConfigError(JaxffError):
 
 class SimulationError(JaxffError):
     """A simulation that can't go on: it exploded, gave NaN, or its output folder is taken."""
+
+
+class DataError(JaxffError):
+    """Training data that can't be used: unreadable, of wrong shapes or units, or with labels that aren't plausible."""
