@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         DataError,
         HostileCheckpointError,
         JaxffError,
+        LabelError,
         SimulationError,
         StructureError,
     )
@@ -30,6 +31,7 @@ __all__ = [
     "HostileCheckpointError",
     "JaxffCalculator",
     "JaxffError",
+    "LabelError",
     "Potential",
     "SimulationError",
     "StructureError",
@@ -49,6 +51,7 @@ _HOMES = {
     "HostileCheckpointError": "errors",
     "JaxffCalculator": "interop.ase",
     "JaxffError": "errors",
+    "LabelError": "errors",
     "Potential": "potential",
     "SimulationError": "errors",
     "StructureError": "errors",

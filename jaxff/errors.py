@@ -30,3 +30,7 @@ class SimulationError(JaxffError):
 
 class DataError(JaxffError):
     """Training data that can't be used: unreadable, of wrong shapes or units, or with labels that aren't plausible."""
+
+
+class LabelError(DataError):
+    """A label that the teacher couldn't make: its SCF didn't converge, atoms lie on each other, it gave NaN."""
