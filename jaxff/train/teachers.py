@@ -103,7 +103,7 @@ def _jaxff(spec: str, rest: str) -> Teacher:
 
     potential = load_potential(rest, dtype="float64")
     path = Path(rest)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else f"jaxff {__version__}"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else f"{rest} of jaxff {__version__}"
     return Teacher(
         spec,
         f"jaxff:{digest}",
