@@ -53,18 +53,33 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="A PaiNN force field in JAX: convert a trained model, look at it, run molecular dynamics with it.",
-    epilog="First try: jaxff md best_model.pt --molecule ethanol --steps 2000 -o run/",
+    epilog="First try: jaxff md --molecule ethanol --steps 2000 -o run/",
 )
 
 Model = Annotated[
     Path,
     typer.Argument(
-        metavar="MODEL", help="A .safetensors file of `jaxff convert`, or a PyTorch checkpoint (.pt) as it is."
+        metavar="MODEL",
+        help="A pretrained model (`jaxff models`), a .safetensors file, or a PyTorch checkpoint (.pt) as it is.",
+    ),
+]
+# of these two, either may be left out: `_model_and_structure` tells which one came
+ModelOrStructure = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        show_default=False,
+        help="A pretrained model (`jaxff models`), a .safetensors file, or a PyTorch checkpoint (.pt) as it is."
+        " Left out: organic.",
     ),
 ]
 Structure = Annotated[
-    Path | None,
-    typer.Argument(metavar="STRUCTURE", help="A structure file of any format that ASE reads (xyz, pdb, cif, ...)."),
+    str | None,
+    typer.Argument(
+        metavar="STRUCTURE",
+        show_default=False,
+        help="A structure file of any format that ASE reads (xyz, pdb, cif, ...), or --molecule instead.",
+    ),
 ]
 Molecule = Annotated[
     str | None,
@@ -125,6 +140,17 @@ def inspect(file: Model) -> None:
 
 
 @app.command()
+def models() -> None:
+    """List the pretrained models: name, size, elements, and how far they are from their teacher."""
+    from jaxff import pretrained
+
+    for name in pretrained.names():
+        card = pretrained.read_card(name)
+        typer.echo(f"{name:16s} {card.size / 1e6:5.2f} MB  {' '.join(card.elements)}  (teacher: {card.teacher})")
+        _rows([(figure.what, figure.text) for figure in card.errors])
+
+
+@app.command()
 def molecules() -> None:
     """List the built-in molecules that --molecule knows."""
     from jaxff.md.structures import builtin_molecule, builtin_names
@@ -136,7 +162,7 @@ def molecules() -> None:
 
 @app.command()
 def energy(
-    model: Model,
+    model: ModelOrStructure = None,
     structure: Structure = None,
     molecule: Molecule = None,
     index: Index = 0,
@@ -144,25 +170,30 @@ def energy(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="XYZ", help="Write them to an extended XYZ file, too.")
     ] = None,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Estimate the error of each force, too (pretrained models).")
+    ] = False,
 ) -> None:
     """Energy (eV) and forces (eV/Å) of one structure."""
-    atoms = _atoms(structure, molecule, index)
-    from jaxff.loading import load_potential
+    model, atoms = _model_and_atoms(model, structure, molecule, index)
+    from jaxff.interop.ase import JaxffCalculator
     from jaxff.md.trajectory import write_evaluated
 
-    potential = load_potential(model, dtype=dtype or "float32")
-    value, forces = potential.energy_and_forces(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+    calculator = JaxffCalculator(model, dtype=dtype, uncertainty=uncertainty)
+    value, forces = calculator.get_potential_energy(atoms), calculator.get_forces(atoms)
+    errors = calculator.results.get("forces_uncertainty")
     if output is not None:
         write_evaluated(output, atoms, value, forces)
     typer.echo(f"energy {value:.8f} eV")
-    typer.echo("forces (eV/Å)")
+    typer.echo("forces (eV/Å)" if errors is None else "forces, and the estimated error of each (eV/Å)")
     for i, (symbol, force) in enumerate(zip(atoms.get_chemical_symbols(), forces, strict=True)):
-        typer.echo(f"{i:5d} {symbol:2s} " + " ".join(f"{x:14.8f}" for x in force))
+        last = "" if errors is None else f" {errors[i]:10.4f}"
+        typer.echo(f"{i:5d} {symbol:2s} " + " ".join(f"{x:14.8f}" for x in force) + last)
 
 
 @app.command()
 def md(
-    model: Model,
+    model: ModelOrStructure = None,
     structure: Structure = None,
     molecule: Molecule = None,
     index: Index = 0,
@@ -189,7 +220,7 @@ def md(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is in DIR.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
-    """Run molecular dynamics of one molecule with a model.
+    """Run molecular dynamics of one molecule with a model: `jaxff md -m aspirin`, `jaxff md organic aspirin.xyz`.
 
     DIR gets trajectory.xyz (extended XYZ with energies, forces and velocities), log.csv, config.yaml (the
     settings that were used), summary.json (drift, temperature, speed, versions) and energy.png.
@@ -210,13 +241,14 @@ def md(
         "engine": engine,
     }
     settings = load_config(config, options)
-    atoms = _atoms(structure, molecule, index)
+    model, atoms = _model_and_atoms(model, structure, molecule, index)
     from jaxff.md.output import Output
 
     Output(output).check(overwrite)
     from rich.console import Console
 
     from jaxff.describe import known_defects
+    from jaxff.interop.ase import check_atoms
     from jaxff.loading import load_potential
     from jaxff.md.driver import run
     from jaxff.md.interrupt import until_ctrl_c
@@ -226,7 +258,7 @@ def md(
 
     console = Console(stderr=True)
     potential = load_potential(model, dtype=settings.dtype or "float32", engine=settings.engine or "auto")
-    potential.check(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+    check_atoms(potential, atoms)
     check_start(atoms)
     with _working("measuring the model's defects"):
         defects = known_defects(potential)
@@ -262,13 +294,27 @@ def _rows(rows: list[tuple[str, str]]) -> None:
         typer.echo(f"  {name:{width}s}  {value}")
 
 
-def _atoms(structure: Path | None, molecule: str | None, index: int) -> Atoms:
-    from jaxff.md.structures import builtin_molecule, read_structure
+def _model_and_atoms(first: str | None, second: str | None, molecule: str | None, index: int) -> tuple[str, Atoms]:
+    """What the arguments [MODEL] [STRUCTURE] and --molecule mean together: the model, and a structure that was read."""
+    from jaxff.loading import is_model
+    from jaxff.md.structures import builtin_molecule, builtin_names, read_structure
+    from jaxff.pretrained import DEFAULT
 
+    model, structure = first, second
+    if first is not None and second is None and not is_model(first) and (molecule is None or Path(first).is_file()):
+        model, structure = None, first
+    elif first is not None and second is not None and is_model(second) and not is_model(first):
+        raise StructureError(f"expected MODEL STRUCTURE, in this order, received {first} {second}")
     if (structure is None) == (molecule is None):
-        received = "neither" if structure is None else "both"
+        received = "neither" if structure is None else f"both ({structure} and {molecule})"
         raise StructureError(f"expected a STRUCTURE file or --molecule NAME, received {received}")
-    return builtin_molecule(molecule) if molecule is not None else read_structure(structure, index)  # type: ignore[arg-type]
+    if molecule is not None:
+        return model or DEFAULT, builtin_molecule(molecule)
+    assert structure is not None
+    if second is None and not Path(structure).exists():
+        hint = f", did you mean --molecule {structure}?" if structure in builtin_names() else ""
+        raise StructureError(f"{structure}: no such file, and no model of this name{hint} (see `jaxff models`)")
+    return model or DEFAULT, read_structure(structure, index)
 
 
 def _working(what: str) -> AbstractContextManager[Any]:

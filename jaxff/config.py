@@ -57,6 +57,7 @@ class PainnConfig(_ModelSettings):
         0.1, ge=0.0, description="ε in sqrt(|Vv|² + ε²) - ε; 0 is the published norm, with its cone at Vv = 0"
     )
     repulsion: Literal["none", "zbl"] = Field("none", description="short-range pair repulsion")
+    closed_shell: bool = Field(False, description="the model knows neutral closed-shell molecules only")
 
 
 ModelConfig = Annotated[StudentConfig | PainnConfig, Field(discriminator="architecture")]

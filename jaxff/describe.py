@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxff import pretrained
 from jaxff.convert import inspect_source
 from jaxff.convert.defects import describe_defects, measure_defects
 from jaxff.loading import load_potential
@@ -18,7 +19,10 @@ Rows = list[tuple[str, str]]
 
 
 def describe(path: str | Path) -> dict[str, Rows]:
-    """Heading -> (name, value) rows, of a .safetensors file or a PyTorch checkpoint. Raises CheckpointError."""
+    """Heading -> (name, value) rows, of a pretrained model, a .safetensors file or a PyTorch checkpoint.
+
+    Raises CheckpointError.
+    """
     potential = load_potential(path)
     certificate = potential.certificate
     # a PyTorch file has no certificate; its reader tells what it found
@@ -27,8 +31,10 @@ def describe(path: str | Path) -> dict[str, Rows]:
     if not defects:
         unknown = certificate is None and potential.config.architecture != "student"
         defects = [("-", "not measured" if unknown else "none found")]
+    card = {"Card": list(_card(pretrained.read_card(str(path))))} if pretrained.is_name(path) else {}
     return {
         "Model": [("file", str(path)), *_model(potential)],
+        **card,
         "Certificate": list(_certificate(certificate)) if certificate else [*found, ("certificate", "none")],
         "Known defects": defects,
     }
@@ -73,7 +79,23 @@ def _model(potential: Potential) -> Iterator[tuple[str, str]]:
     yield "cutoff", f"{config.cutoff:g} Å"
     yield "elements", _elements(config.elements, config.max_z)
     yield "units", "energy eV, length Å, force eV/Å"
+    if potential.closed_shell:
+        yield "electrons", "neutral closed-shell molecules (radicals and ions are refused)"
     yield "boundaries", "open (periodic structures are refused)"
+
+
+def _card(card: pretrained.Card) -> Iterator[tuple[str, str]]:
+    yield "about", card.description
+    yield "teacher", card.teacher
+    yield "data", card.data
+    for figure in card.errors:
+        yield figure.what, figure.text
+    if card.uncertainty is not None:
+        yield "uncertainty", f"{card.uncertainty.scale:.3g} x the spread of {' and '.join(card.uncertainty.members)}"
+    for warning in card.not_for:
+        yield "not for", warning
+    yield "file hash", f"SHA-256 {card.sha256}"
+    yield "made", card.made
 
 
 def _elements(elements: tuple[int, ...] | None, max_z: int) -> str:
@@ -94,7 +116,10 @@ def _certificate(certificate: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if source:
         yield "source", f"{source.get('file')} ({source.get('bytes'):,} bytes, {source.get('layout')})"
         yield "source hash", f"SHA-256 {source.get('sha256')}"
-    yield "tensors", f"SHA-256 {certificate.get('tensors_sha256')}"
+    if certificate.get("tensors_sha256"):
+        yield "tensors", f"SHA-256 {certificate['tensors_sha256']}"
+    for name, value in certificate.get("training", {}).items():
+        yield f"training {name}", str(value)
     for note in certificate.get("notes", []):
         yield "note", str(note)
     if check:
@@ -104,7 +129,8 @@ def _certificate(certificate: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             for reference, figures in check.get(dtype, {}).items():
                 dE, dF = figures["largest_dE_eV"], figures["largest_dF_eV_per_A"]
                 yield f"  {dtype}", f"from {reference}: {dE:.1e} eV, {dF:.1e} eV/Å"
-    yield "made", str(certificate.get("date"))
+    if certificate.get("date"):
+        yield "made", str(certificate["date"])
 
 
 def _size(tree: Any) -> int:

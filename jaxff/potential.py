@@ -35,7 +35,8 @@ class Potential:
     float64 needs no global JAX setting. Raises ConfigError for another dtype, engine or kind of filters.
 
     The methods take one structure: numbers [N] and positions [N, 3] Å; cell and pbc are accepted, but a periodic
-    structure raises StructureError, as do NaN, unknown elements and shapes that disagree.
+    structure raises StructureError, as do NaN, unknown elements, shapes that disagree and, where the model knows
+    closed-shell molecules only, an odd number of electrons.
     """
 
     def __init__(
@@ -70,7 +71,20 @@ class Potential:
         self, numbers: Any, positions: Any, cell: Any = None, pbc: Any = None
     ) -> tuple[Int[np.ndarray, "N"], Float[np.ndarray, "N 3"]]:
         """The structure as arrays (int32, float64), or StructureError."""
-        return check_structure(numbers, positions, cell, pbc, max_z=self.config.max_z, elements=self.config.elements)
+        return check_structure(
+            numbers,
+            positions,
+            cell,
+            pbc,
+            max_z=self.config.max_z,
+            elements=self.config.elements,
+            closed_shell=self.closed_shell,
+        )
+
+    @property
+    def closed_shell(self) -> bool:
+        """Whether the model knows neutral closed-shell molecules only."""
+        return isinstance(self.config, PainnConfig) and self.config.closed_shell
 
     def energy(self, numbers: Any, positions: Any, cell: Any = None, pbc: Any = None) -> float:
         """Energy in eV."""

@@ -6,6 +6,7 @@ r_e = R[sender] - R[receiver], as in the student. N atoms, E pairs, padding incl
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -16,8 +17,19 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxff.errors import StructureError
+from jaxff.units import chemical_symbols
 
 Layout = Literal["all", "slots", "edges"]
+CHARGE_ROUNDING = 0.1  # e: partial charges in files are rounded
+_NEUTRAL_SINGLET = {
+    "charge": 0,
+    "total_charge": 0,
+    "spin": 0,
+    "total_spin": 0,
+    "uhf": 0,
+    "multiplicity": 1,
+    "spin_multiplicity": 1,
+}
 
 
 @partial(
@@ -97,11 +109,13 @@ def check_structure(
     *,
     max_z: int = 118,
     elements: tuple[int, ...] | None = None,
+    closed_shell: bool = False,
 ) -> tuple[Int[np.ndarray, "N"], Float[np.ndarray, "N 3"]]:
     """Atomic numbers (int32) and positions (float64, Å) as arrays, or StructureError.
 
     Refused: no atoms, shapes that disagree, NaN or infinity, an atomic number outside 1..max_z or outside
-    `elements`, a periodic structure (pairs across cells are not implemented).
+    `elements`, an odd number of electrons where `closed_shell`, a periodic structure (pairs across cells are not
+    implemented).
     """
     try:
         z, r = np.asarray(numbers), np.asarray(positions, dtype=np.float64)
@@ -120,17 +134,25 @@ def check_structure(
     bad = np.flatnonzero(~np.isfinite(r).all(axis=1))
     if bad.size:
         raise StructureError(f"expected finite positions, received {r[bad[0]].tolist()} for atom {bad[0]}")
-    outside = np.flatnonzero((z < 1) | (z > max_z))
+    largest = max_z if elements is None else len(chemical_symbols) - 1  # a list of elements tells more
+    outside = np.flatnonzero((z < 1) | (z > largest))
     if outside.size:
         i = outside[0]
-        raise StructureError(f"expected atomic numbers 1 to {max_z}, received {int(z[i])} for atom {i}")
+        raise StructureError(f"expected atomic numbers 1 to {largest}, received {int(z[i])} for atom {i}")
     if elements is not None:
         unknown = np.flatnonzero(~np.isin(z, elements))
         if unknown.size:
             i = unknown[0]
+            known = " ".join(chemical_symbols[e] for e in sorted(elements))
             raise StructureError(
-                f"the model was made for the elements {sorted(elements)}, received {int(z[i])} for atom {i}"
+                f"the model was made for the elements {known}, received {chemical_symbols[z[i]]} (atom {i})"
             )
+    electrons = int(z.sum())
+    if closed_shell and electrons % 2:
+        raise StructureError(
+            f"expected a neutral closed-shell molecule, received {electrons} electrons, an odd number:"
+            " the model knows neither radicals nor ions"
+        )
     if pbc is not None and np.any(pbc):
         raise StructureError(
             f"expected an open (non-periodic) structure, received pbc = {np.asarray(pbc).tolist()}:"
@@ -139,6 +161,33 @@ def check_structure(
     if cell is not None and np.shape(cell) not in ((3, 3), (3,), (6,)):
         raise StructureError(f"expected a cell of shape [3, 3], received {list(np.shape(cell))}")
     return z.astype(np.int32), r
+
+
+def check_neutral_singlet(info: Mapping[str, Any], charges: Any = (), magnetic_moments: Any = ()) -> None:
+    """StructureError where a structure says that it has a charge or unpaired electrons.
+
+    info: what a file says of it by name (charge, spin, multiplicity, ...); charges, magnetic_moments: [N] of the atoms.
+    Partial charges are fine as long as their sum rounds to zero.
+    """
+    for name, expected in _NEUTRAL_SINGLET.items():
+        if name in info and not _equals(info[name], expected):
+            raise StructureError(
+                f"expected a neutral closed-shell molecule ({name} {expected}), received {name} {info[name]}:"
+                " the model knows neither ions nor unpaired electrons"
+            )
+    charge = float(np.sum(np.asarray(charges, np.float64)))
+    if not abs(charge) < CHARGE_ROUNDING:
+        raise StructureError(f"expected a neutral molecule, received initial charges that sum to {charge:g}")
+    moments = np.asarray(magnetic_moments, np.float64)
+    if np.any(moments != 0):
+        raise StructureError("expected a closed-shell molecule, received initial magnetic moments that are not zero")
+
+
+def _equals(value: Any, expected: int) -> bool:
+    try:
+        return float(value) == expected
+    except (TypeError, ValueError):
+        return False
 
 
 def closest_pair(positions: Float[np.ndarray, "N 3"]) -> tuple[float, int, int]:

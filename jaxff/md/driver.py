@@ -14,6 +14,7 @@ from ase import Atoms
 
 from jaxff.errors import ConfigError, SimulationError
 from jaxff.files import atomic_write
+from jaxff.interop.ase import check_atoms
 from jaxff.md.config import MDConfig, dump_config
 from jaxff.md.log import HEADER, Series, log_lines
 from jaxff.md.output import Output
@@ -52,7 +53,7 @@ def run(
     config = _resolved(config or MDConfig(), potential)
     out = Output(Path(output))
     out.check(overwrite)
-    potential.check(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+    check_atoms(potential, atoms)
     check_start(atoms)
     relaxation = None
     if config.relax:
