@@ -63,7 +63,7 @@ Model = Annotated[
         help="A pretrained model (`jaxff models`), a .safetensors file, or a PyTorch checkpoint (.pt) as it is.",
     ),
 ]
-# of these two, either may be left out: `_model_and_structure` tells which one came
+# of these two, either may be left out: `_model_and_atoms` tells which one came
 ModelOrStructure = Annotated[
     str | None,
     typer.Argument(
