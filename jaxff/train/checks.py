@@ -95,8 +95,9 @@ def work_ratio(frames: Frames, most: int = 2000) -> float | None:
         if not np.array_equal(a.numbers, c.numbers) or np.abs(step).max() > 0.1:
             continue
         work = -0.5 * float(np.sum((a.forces + c.forces) * step))
-        if abs(work) > 5e-3:
-            ratios.append((c.energy - a.energy) / work)
+        change = c.energy - a.energy
+        if work != 0.0 and max(abs(work), abs(change)) > 5e-3:
+            ratios.append(change / work)
     if len(ratios) < 8:
         return None
     median = float(np.median(ratios))
@@ -146,11 +147,8 @@ def _closest(r: Float[np.ndarray, "C n 3"]) -> tuple[np.ndarray, np.ndarray, Flo
 def _by_size(frames: Frames) -> Iterator[tuple[Int[np.ndarray, "C"], Int[np.ndarray, "C n"]]]:
     """Frames of equal size n > 1, and the rows of their atoms [C, n], in slabs of bounded size."""
     counts = frames.num_atoms
-    order = np.argsort(counts, kind="stable")
-    sizes, starts = np.unique(counts[order], return_index=True)
-    for n, group in zip(sizes, np.split(order, starts[1:]), strict=True):
-        if n < 2:
-            continue
+    for n in np.unique(counts[counts > 1]):
+        group = np.flatnonzero(counts == n)
         step = max(1, _SLAB // int(n) ** 2)
         for start in range(0, len(group), step):
             chosen = group[start : start + step]
