@@ -282,6 +282,60 @@ def md(
         raise typer.Exit(INTERRUPTED)
 
 
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Settings (YAML), as configs/train_organic.yaml.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the results.")] = Path(
+        "training"
+    ),
+    init: Annotated[
+        Path | None, typer.Option(metavar="MODEL", help="Start from this model (.safetensors) and its settings.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in DIR; start it where there is none.")
+    ] = False,
+    steps: Annotated[int | None, typer.Option("--steps", "-n", help="Replaces run.steps.")] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option(metavar="M", help="Stop after M minutes, reading included, with a checkpoint.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is in DIR.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+) -> None:
+    """Train a model on labelled structures, or fine-tune one.
+
+    DIR gets best.safetensors and last.safetensors, metrics.csv, curve.png, summary.json, split.csv, config.yaml (the
+    settings that were used) and checkpoints/.
+
+    A run that was stopped (Ctrl-C, SIGTERM, --max-minutes, kill -9) goes on with --resume along the same curve.
+    """
+    from rich.console import Console
+
+    from jaxff.train.config import load_train_config
+    from jaxff.train.interactive import outcome, progress_bar, until_signalled
+    from jaxff.train.loop import train as do_train
+
+    settings = load_train_config(config, steps)
+    bar = nullcontext() if quiet else progress_bar(Console(stderr=True))
+    with bar as progress, until_signalled(_note) as stop:
+        result = do_train(
+            settings,
+            output,
+            init=init,
+            resume=resume,
+            max_minutes=max_minutes,
+            overwrite=overwrite,
+            progress=progress,
+            stop=stop,
+            note=_note,
+        )
+        signalled = stop()
+    _rows(outcome(result.summary, output))
+    if result.status == "stopped":
+        _note(f"stopped at step {result.step}; the same command with --resume goes on")
+        if signalled:
+            raise typer.Exit(INTERRUPTED)
+
+
 def _sections(sections: dict[str, list[tuple[str, str]]]) -> None:
     for heading, rows in sections.items():
         typer.secho(heading, bold=True)

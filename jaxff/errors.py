@@ -34,3 +34,7 @@ class DataError(JaxffError):
 
 class LabelError(DataError):
     """A label that the teacher couldn't make: its SCF didn't converge, atoms lie on each other, it gave NaN."""
+
+
+class TrainingError(JaxffError):
+    """A training run that can't start, go on or be resumed: its folder is taken, it diverged, the model is another."""

@@ -1,0 +1,511 @@
+"""A training run: frames in, a model file out; it can be stopped at any step and goes on along the same curve."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from jaxff import models
+from jaxff.checkpoint import load_checkpoint, save_checkpoint
+from jaxff.errors import TrainingError
+from jaxff.files import atomic_write
+from jaxff.models.parameters import Params
+from jaxff.train.batches import Batch, Packer, Position, Prefetch, Work, batch_shape, make_store, stream
+from jaxff.train.config import TrainConfig, dump_train_config, resume_conflicts
+from jaxff.train.dataset import Dataset, load_dataset, remainders
+from jaxff.train.references import fit_references
+from jaxff.train.report import Metrics, Row, plot_curve, versions
+from jaxff.train.saving import Saver
+from jaxff.train.step import State, Steps, split_frozen
+from jaxff.units import chemical_symbols
+
+Note = Callable[[str], None]
+TOO_MANY_SKIPPED = 10  # steps in a row
+PLOT_SECONDS = 60.0
+SECONDS_BETWEEN_STATUSES = 0.2
+
+
+@dataclass(frozen=True)
+class Status:
+    """Told while a run goes on; figures are None until they are known."""
+
+    step: int
+    steps: int
+    loss: float | None = None
+    frames_per_s: float | None = None
+    valid_energy_mae: float | None = None  # meV/atom
+    valid_force_mae: float | None = None  # meV/Å
+
+
+@dataclass(frozen=True)
+class Output:
+    """Paths of a run's files."""
+
+    folder: Path
+
+    def __getattr__(self, name: str) -> Path:
+        files = {
+            "config": "config.yaml",
+            "metrics": "metrics.csv",
+            "curve": "curve.png",
+            "summary": "summary.json",
+            "split": "split.csv",
+            "best": "best.safetensors",
+            "last": "last.safetensors",
+            "checkpoints": "checkpoints",
+        }
+        if name not in files:
+            raise AttributeError(name)
+        return self.folder / files[name]
+
+    def write(self, path: Path, text: str) -> None:
+        """A whole file at once."""
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+@dataclass
+class Course:
+    """What the host keeps of a run between its steps; all of it goes into checkpoints."""
+
+    position: Position = field(default_factory=Position)
+    elapsed_s: float = 0.0
+    best_loss: float | None = None
+    best_step: int | None = None
+    best_errors: dict[str, Any] | None = None
+    errors: dict[str, Any] | None = None  # of the last validation
+    validations_since_best: int = 0
+    validations_since_cut: int = 0  # of the learning rate
+
+    def dump(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return self.__dict__ | {"position": list(self.position)}
+
+    @staticmethod
+    def load(data: dict[str, Any]) -> Course:
+        """The inverse of `dump`."""
+        return Course(**(data | {"position": Position(*data["position"])}))
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended: "completed" (all steps), "early" (no better validation), "stopped" (asked, or out of time)."""
+
+    status: Literal["completed", "early", "stopped"]
+    step: int
+    summary: dict[str, Any]
+
+
+def train(
+    config: TrainConfig,
+    output: str | Path,
+    *,
+    init: str | Path | None = None,
+    resume: bool = False,
+    max_minutes: float | None = None,
+    overwrite: bool = False,
+    progress: Callable[[Status], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    note: Note = lambda _: None,
+) -> Result:
+    """Train as `config` says; results go into the folder `output` (config.yaml, metrics.csv, curve.png, split.csv,
+    best.safetensors, last.safetensors, summary.json, checkpoints/).
+
+    init: a model file to start from, whose configuration replaces config.model. resume: go on with the run in
+    `output`, or start it where there is none. max_minutes: stop then, with a checkpoint. stop: asked at each step.
+    Raises ConfigError, DataError, CheckpointError; TrainingError where the folder is taken, the run to resume has
+    another model, or ten steps in a row gave a loss or gradient that isn't finite.
+    """
+    started = time.monotonic()
+    paths = Output(Path(output))
+    resume = resume and paths.checkpoints.is_dir() and any(paths.checkpoints.iterdir())
+    _prepare(paths, resume, overwrite)
+    params, config = _start_parameters(config, init, note)
+    dataset = load_dataset(config.data, config.model, note)
+    with Saver(paths.checkpoints) as saver:
+        run = _Run(config, dataset, params, paths, saver, progress, note)
+        if resume and saver.latest is not None:
+            run.restore(saver.latest)
+        else:
+            run.begin()
+        deadline = None if max_minutes is None else started + 60 * max_minutes
+        with run.steps.precision():
+            return run.go(stop, deadline)
+
+
+def _prepare(paths: Output, resume: bool, overwrite: bool) -> None:
+    import shutil
+
+    files = ("metrics", "best", "last", "summary", "checkpoints")
+    taken = [path for path in (getattr(paths, name) for name in files) if path.exists()]
+    if taken and not resume:
+        if not overwrite:
+            names = ", ".join(path.name for path in taken)
+            raise TrainingError(
+                f"{paths.folder}: already holds a run ({names}): name another folder, or pass --resume or --overwrite"
+            )
+        for path in taken:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    try:
+        paths.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"{paths.folder}: can't be written to ({error.strerror})") from None
+
+
+def _start_parameters(config: TrainConfig, init: str | Path | None, note: Note) -> tuple[Params, TrainConfig]:
+    if init is None:
+        with jax.enable_x64(config.run.dtype == "float64"):
+            key = jax.random.key(config.run.seed)
+            params = models.init_params(config.model, key, np.dtype(config.run.dtype))
+            return jax.tree.map(np.asarray, params), config
+    checkpoint = load_checkpoint(init)
+    if checkpoint.config != config.model:
+        note(f"the model's settings are those of {init}")
+    return checkpoint.params, config.model_copy(update={"model": checkpoint.config})
+
+
+class _Run:
+    """The parts of a run, and what happens at its events."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        params: Params,
+        paths: Output,
+        saver: Saver,
+        progress: Callable[[Status], None] | None,
+        note: Note,
+    ) -> None:
+        self.config, self.dataset, self.paths, self.saver = config, dataset, paths, saver
+        self.progress, self.note = progress or (lambda _: None), note
+        self.steps = Steps(config.model, config)
+        self.params = params
+        self.references: np.ndarray | None = None
+        if "reference" in params:
+            self.references = np.asarray(params["reference"]["energies"], np.float64)
+        self.course = Course()
+        self.state: State
+        self.metrics: Metrics
+        self.last_row: Row = {}
+        self._recent: deque[tuple[int, list[np.ndarray]]] = deque(maxlen=4 * TOO_MANY_SKIPPED)
+        self._valid: list[Batch] | None = None
+
+    # --- start ---
+
+    def begin(self) -> None:
+        """A new run."""
+        if self.references is not None and not np.any(self.references):
+            self.references = fit_references(self.dataset.frames.select(self.dataset.train), self.config.model.max_z)
+        trained, _ = split_frozen(self.params)
+        self._set_up(self.steps.first_state(trained))
+        self.metrics = Metrics(self.paths.metrics)
+
+    def restore(self, step: int) -> None:
+        """The run of a checkpoint."""
+        host = self.saver.read_host(step)
+        fatal, notes = resume_conflicts(host["config"], self.config)
+        if fatal:
+            raise TrainingError(f"{self.paths.folder}: can't go on with another model ({'; '.join(fatal)})")
+        for line in notes:
+            self.note(f"changed since the checkpoint: {line}")
+        self.references = None if host["references"] is None else np.array(host["references"], np.float64)
+        self.course = Course.load(host["course"])
+        if host["data_sha256"] != self.dataset.checksum:
+            self.note(
+                f"the data changed since the checkpoint ({host['training_frames']} training frames before,"
+                f" {len(self.dataset.train)} now): going on with a new epoch"
+            )
+            self.course.position = Position(self.course.position.epoch + 1, 0)
+        trained, _ = split_frozen(self.params)
+        self._set_up(self.saver.read_state(step, self.steps.first_state(trained)))
+        self.metrics = Metrics(self.paths.metrics, step)
+        self.note(f"going on at step {step}")
+
+    def _set_up(self, state: State) -> None:
+        """Labels, pairs and batches, now that the references are known; parameters go to the devices."""
+        config, frames = self.config, self.dataset.frames
+        labels = frames.energies if self.references is None else remainders(frames, self.references)
+        self.store = make_store(frames, labels, config.model.cutoff, self.steps.dtype)
+        shape = batch_shape(self.store, config.run.batch_size, config.run.padding)
+        self.packer = Packer(self.store, shape, self.steps.devices)
+        _, frozen = split_frozen(self.params)
+        if "reference" in frozen:
+            frozen = {**frozen, "reference": jax.tree.map(np.zeros_like, frozen["reference"])}
+        cast = jax.tree.map(lambda x: np.asarray(x, self.steps.dtype), frozen)
+        self.frozen = self.steps.replicate(cast)
+        self.state = self.steps.replicate(state)
+        self.paths.write(self.paths.config, dump_train_config(config))
+        rows = "".join(f'"{molecule}",{name}\n' for molecule, name in self.dataset.split_rows())
+        self.paths.write(self.paths.split, "molecule,split\n" + rows)
+
+    # --- the run ---
+
+    def go(self, stop: Callable[[], bool], deadline: float | None) -> Result:
+        """Steps until all are done, or something ends them."""
+        run = self.config.run
+        step = int(self.state.step)
+        works = stream(self.packer, self.dataset.train, run.seed, self.course.position)
+        clock = self._clock = _Clock(self.course.elapsed_s)
+        status: Literal["completed", "early", "stopped"] = "completed"
+        with Prefetch(works, self.steps.put) as batches:
+            while step < run.steps:
+                if stop() or (deadline is not None and time.monotonic() > deadline):
+                    status = "stopped"
+                    break
+                work = next(batches)
+                self.state = self.steps.train(self.state, self.frozen, work.batch)
+                step += 1
+                self._passed(step, work)
+                if self._events(step) and run.early_stop is not None:
+                    status = "early"
+                    break
+                if clock.due("checkpoint", 60 * run.checkpoint_minutes):
+                    self.save(step)
+        return self._finish(step, status)
+
+    def _passed(self, step: int, work: Work) -> None:
+        self.course.position = work.after
+        self._recent.append((step, work.frames))
+        self._clock.frames += sum(map(len, work.frames))
+        if self._clock.due("status", SECONDS_BETWEEN_STATUSES):
+            self._tell(step)
+
+    def _events(self, step: int) -> bool:
+        """Log and validate where it is time; whether the run has waited long enough for a better validation."""
+        run = self.config.run
+        last = step == run.steps
+        validate = last or step % run.validate_every == 0
+        if not (validate or step % run.log_every == 0):
+            return False
+        row = self._log(step)
+        if validate:
+            row |= self._validate(step)
+        self.metrics.append(row)
+        if validate and (last or self._clock.due("plot", PLOT_SECONDS)):
+            self._plot()
+        return validate and self.course.validations_since_best >= (run.early_stop or step + 1)
+
+    def _log(self, step: int) -> Row:
+        """The means since the last row; waits for the devices."""
+        sums, skipped, in_a_row = jax.device_get((self.state.sums, self.state.skipped, self.state.skipped_in_a_row))
+        if in_a_row >= TOO_MANY_SKIPPED:
+            raise TrainingError(self._diverged(int(in_a_row)))
+        self.state = self.state._replace(sums=self.steps.replicate(self.steps.no_sums()))
+        steps = sums["steps"] or np.nan
+        epoch, taken = self.course.position
+        self.course.elapsed_s = self._clock.elapsed
+        self.last_row = {
+            "step": step,
+            "epoch": epoch + taken / len(self.dataset.train),
+            "learning_rate": float(sums["rate"]),
+            "loss": float(sums["loss"] / steps),
+            "energy_mae_meV_per_atom": float(1e3 * sums["energy_absolute"] / (sums["frames"] or np.nan)),
+            "force_mae_meV_per_A": float(1e3 * sums["force_absolute"] / (sums["components"] or np.nan)),
+            "gradient_norm": float(sums["norm"] / steps),
+            "skipped": int(skipped),
+            "frames_per_s": self._clock.frames_per_second(),
+            "elapsed_s": self.course.elapsed_s,
+        }
+        return dict(self.last_row)
+
+    def _validate(self, step: int) -> Row:
+        """Errors of the averaged parameters on the fixed subset; keeps the best, counts how long ago it was."""
+        if self._valid is None:
+            valid = self.dataset.valid
+            if len(valid) > self.config.run.validation_frames:
+                valid = np.random.default_rng(0).permutation(valid)[: self.config.run.validation_frames]
+            self._valid = [self.steps.put(batch) for batch in self._batches(np.sort(valid))]
+        errors = self.evaluate(self.state.ema, self._valid)
+        course, schedule = self.course, self.config.schedule
+        course.errors = errors
+        if np.isfinite(errors["loss"]) and (course.best_loss is None or errors["loss"] < course.best_loss):
+            course.best_loss, course.best_step, course.best_errors = errors["loss"], step, errors
+            course.validations_since_best = course.validations_since_cut = 0
+            self._export(self.paths.best, step)
+        else:
+            course.validations_since_best += 1
+            course.validations_since_cut += 1
+        if schedule.kind == "plateau" and course.validations_since_cut >= schedule.patience:
+            course.validations_since_cut = 0
+            smallest = schedule.final_learning_rate / self.config.optimizer.learning_rate
+            scale = max(float(self.state.rate_scale) * schedule.factor, smallest)
+            self.state = self.state._replace(rate_scale=self.steps.replicate(np.asarray(scale, self.steps.dtype)))
+        return {
+            "valid_loss": errors["loss"],
+            "valid_energy_mae_meV_per_atom": errors["energy_mae_meV_per_atom"],
+            "valid_energy_rmse_meV_per_atom": errors["energy_rmse_meV_per_atom"],
+            "valid_force_mae_meV_per_A": errors["force_mae_meV_per_A"],
+            "valid_force_rmse_meV_per_A": errors["force_rmse_meV_per_A"],
+        }
+
+    def evaluate(self, params: Params, batches: list[Batch] | Iterator[Batch]) -> dict[str, Any]:
+        """Loss, MAE and RMSE (meV/atom, meV/Å) and force MAE by element over batches on the devices."""
+        parts = [self.steps.evaluate(params, self.frozen, batch) for batch in batches]
+        sums = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *jax.device_get(parts))
+        loss = self.config.loss
+        value = loss.energy.weight * sums["energy_loss"] / sums["frames"]
+        value += loss.force.weight * sums["force_loss"] / sums["components"]
+        if loss.angular_weight > 0 and sums["directions"] > 0:
+            value += loss.angular_weight * sums["angular_loss"] / sums["directions"]
+        present = np.flatnonzero(sums["element_components"])
+        elements = {
+            chemical_symbols[z]: float(1e3 * sums["element_absolute"][z] / sums["element_components"][z])
+            for z in present
+        }
+        return {
+            "loss": float(value),
+            "frames": int(sums["frames"]),
+            "energy_mae_meV_per_atom": float(1e3 * sums["energy_absolute"] / sums["frames"]),
+            "energy_rmse_meV_per_atom": float(1e3 * np.sqrt(sums["energy_squared"] / sums["frames"])),
+            "force_mae_meV_per_A": float(1e3 * sums["force_absolute"] / sums["components"]),
+            "force_rmse_meV_per_A": float(1e3 * np.sqrt(sums["force_squared"] / sums["components"])),
+            "force_mae_by_element_meV_per_A": elements,
+        }
+
+    def _batches(self, indices: np.ndarray) -> Iterator[Batch]:
+        return (self.packer.pack(group) for group in self.packer.groups(indices))
+
+    # --- what is written ---
+
+    def save(self, step: int) -> None:
+        """A checkpoint that `restore` reads."""
+        self.course.elapsed_s = self._clock.elapsed
+        host = {
+            "config": self.config.model_dump(mode="json"),
+            "data_sha256": self.dataset.checksum,
+            "training_frames": len(self.dataset.train),
+            "references": None if self.references is None else self.references.tolist(),
+            "course": self.course.dump(),
+        }
+        self.saver.save(step, jax.device_get(self.state), host)
+
+    def _export(self, path: Path, step: int) -> None:
+        """The averaged parameters as a model file, with a record of how they came about."""
+        params = jax.tree.map(np.asarray, jax.device_get({**self.state.ema, **self.frozen}))
+        if self.references is not None:
+            params["reference"] = {"energies": self.references}
+        save_checkpoint(path, params, self.config.model, {"training": self.record(step)})
+
+    def record(self, step: int) -> dict[str, Any]:
+        """What a model file says of its training."""
+        return {
+            "step": step,
+            "of_steps": self.config.run.steps,
+            "data_sha256": self.dataset.checksum,
+            "data": self.dataset.counts(),
+            "validation": self.course.errors,
+            "config": self.config.model_dump(mode="json", exclude={"model"}),
+            "versions": versions(),
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+
+    def _finish(self, step: int, status: Literal["completed", "early", "stopped"]) -> Result:
+        self.save(step)
+        if step:
+            self._export(self.paths.last, step)
+        self._plot()
+        test = None
+        if status != "stopped" and len(self.dataset.test) and self.paths.best.exists():
+            trained, _ = split_frozen(load_checkpoint(self.paths.best).params)
+            cast = jax.tree.map(lambda x: np.asarray(x, self.steps.dtype), trained)
+            batches = (self.steps.put(batch) for batch in self._batches(self.dataset.test))
+            test = self.evaluate(self.steps.replicate(cast), batches)
+        summary = self._summary(step, status, test)
+        self.paths.write(self.paths.summary, json.dumps(summary, indent=2) + "\n")
+        return Result(status, step, summary)
+
+    def _summary(self, step: int, status: str, test: dict[str, Any] | None) -> dict[str, Any]:
+        return {
+            "status": status,
+            "step": step,
+            "of_steps": self.config.run.steps,
+            "epochs": self.last_row.get("epoch"),
+            "elapsed_s": round(self.course.elapsed_s, 1),
+            "frames_per_s": self.last_row.get("frames_per_s"),
+            "skipped_steps": int(self.state.skipped),
+            "best": {"step": self.course.best_step, "validation": self.course.best_errors},
+            "test": test,
+            "data": self.dataset.counts(),
+            "data_sha256": self.dataset.checksum,
+            "dropped_frames": len(self.dataset.notes),
+            "batch": self.packer.shape._asdict(),
+            "parameters": sum(x.size for x in jax.tree.leaves(self.state.params)),
+            "model": self.config.model.model_dump(mode="json"),
+            "device": f"{self.steps.devices} x {self.steps.mesh.devices.flat[0].device_kind}",
+            "versions": versions(),
+        }
+
+    def _plot(self) -> None:
+        plot_curve(self.paths.curve, self.metrics, f"{len(self.dataset.train):,} frames, {self.paths.folder.name}")
+
+    def _tell(self, step: int) -> None:
+        errors = self.course.errors or {}
+        self.progress(
+            Status(
+                step,
+                self.config.run.steps,
+                self.last_row.get("loss"),
+                self.last_row.get("frames_per_s"),
+                errors.get("energy_mae_meV_per_atom"),
+                errors.get("force_mae_meV_per_A"),
+            )
+        )
+
+    def _diverged(self, count: int) -> str:
+        """Names the frames of the first steps of those in a row, as far back as they are remembered."""
+        steps = list(self._recent)[-min(count, len(self._recent)) :]
+        molecules: list[str] = []
+        for _, groups in steps[:TOO_MANY_SKIPPED]:
+            for index in np.concatenate(groups):
+                name = f"{index} ({self.dataset.frames.molecules[index]})"
+                if name not in molecules:
+                    molecules.append(name)
+        first, last = steps[0][0], steps[-1][0]
+        shown = ", ".join(molecules[:12]) + (", ..." if len(molecules) > 12 else "")
+        return (
+            f"{count} steps in a row gave a loss or gradient that isn't finite (steps {first} to {last}); their"
+            f" frames: {shown}. Lower optimizer.learning_rate, or look at these frames"
+        )
+
+
+class _Clock:
+    """Wall time of a run, and what is due when."""
+
+    def __init__(self, before: float) -> None:
+        self._before, self._start = before, time.monotonic()
+        self._last: dict[str, float] = {}
+        self.frames = 0
+        self._counted = self._start, 0
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of this run, earlier pieces counted in."""
+        return self._before + time.monotonic() - self._start
+
+    def due(self, what: str, seconds: float) -> bool:
+        """Whether this many seconds went by since the last time it was due, or since the start."""
+        now = time.monotonic()
+        if now - self._last.get(what, self._start) < seconds:
+            return False
+        self._last[what] = now
+        return True
+
+    def frames_per_second(self) -> float:
+        """Since it was last asked."""
+        then, frames = self._counted
+        now = time.monotonic()
+        self._counted = now, self.frames
+        return (self.frames - frames) / max(now - then, 1e-9)
