@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
 import csv
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -86,19 +87,21 @@ def _cluster(smiles: list[str], rng: np.random.Generator) -> list[str]:
     return picked + ["O"] * (int(rng.integers(1, 4)) if kind == 1 else 0)
 
 
-_teacher: Teacher
+@functools.cache
+def teacher() -> Teacher:
+    """The teacher, one in each process."""
+    return make_teacher(TEACHER)
 
 
-def _start() -> None:
-    global _teacher  # noqa: PLW0603
+def start_worker() -> None:
+    """Lets the training beside go first."""
     os.nice(5)
-    _teacher = make_teacher(TEACHER)
 
 
 def _work(task: tuple[int, Path]) -> tuple[int, int]:
     unit, path = task
-    frames = make_unit(unit, _teacher)
-    write_hdf5(path, frames, {"teacher": TEACHER, "versions": _teacher.versions, "seed": SEED, "unit": unit})
+    frames = make_unit(unit, teacher())
+    write_hdf5(path, frames, {"teacher": TEACHER, "versions": teacher().versions, "seed": SEED, "unit": unit})
     return unit, len(frames)
 
 
@@ -137,7 +140,7 @@ def main() -> None:
         TimeRemainingColumn(),
     )
     context = multiprocessing.get_context("spawn")
-    with Progress(*columns) as progress, context.Pool(options.processes, _start) as pool:
+    with Progress(*columns) as progress, context.Pool(options.processes, start_worker) as pool:
         bar = progress.add_task("labels", total=len(missing), frames=0)
         frames = 0
         for _, count in pool.imap_unordered(_work, missing):

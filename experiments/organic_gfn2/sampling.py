@@ -119,7 +119,7 @@ def sample(smiles: str, seed: int, teacher: Teacher) -> Iterator[Label]:
     conformers, each = (3, 14) if heavy <= 3 else (2, 6) if heavy <= 7 else (2, 3) if heavy <= 14 else (1, 4)
     molecule, starts = embed(smiles, conformers, int(rng.integers(2**31)))
     mechanics = Mechanics(molecule)
-    check = _Checked(mechanics.numbers, teacher)
+    check = Checked(mechanics.numbers, teacher)
     for start in starts:
         bottom = mechanics.minimize(start, 60)
         stiffness, modes = _modes(mechanics.hessian(bottom))
@@ -148,14 +148,14 @@ def sample_cluster(smiles: list[str], seed: int, teacher: Teacher, frames: int =
         m.langevin(m.minimize(starts[0], 60), 300.0, 60, rng) for m, (_, starts) in zip(singles, parts, strict=True)
     ]
     mechanics = Mechanics(joined)
-    check = _Checked(mechanics.numbers, teacher)
+    check = Checked(mechanics.numbers, teacher)
     for _ in range(frames // 2):
         r = _beside(warm, [m.numbers for m in singles], rng)
         yield from check(r)
         yield from check(mechanics.langevin(r, float(rng.choice([200, 300, 500])), 120, rng))
 
 
-class _Checked:
+class Checked:
     """Labels a geometry if its contacts, and the label if its forces, are within bounds: none or one label."""
 
     def __init__(self, numbers: np.ndarray, teacher: Teacher) -> None:
@@ -185,7 +185,7 @@ def _modes(hessian: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.abs(values), vectors
 
 
-def _descend(r: np.ndarray, stiffness: np.ndarray, modes: np.ndarray, check: _Checked, steps: int) -> list[Label]:
+def _descend(r: np.ndarray, stiffness: np.ndarray, modes: np.ndarray, check: Checked, steps: int) -> list[Label]:
     """Newton steps of the teacher's forces with a foreign Hessian: near its minimum in four; all of them labelled."""
     labels: list[Label] = []
     soft = np.maximum(stiffness, 2.0)
