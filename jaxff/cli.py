@@ -336,6 +336,64 @@ def train(
             raise typer.Exit(INTERRUPTED)
 
 
+@app.command()
+def label(
+    structures: Annotated[
+        list[str],
+        typer.Argument(metavar="STRUCTURES...", help="Files of any format that ASE reads, all frames; folders, globs."),
+    ],
+    teacher: Annotated[
+        str,
+        typer.Option(
+            "--teacher",
+            metavar="SPEC",
+            help="`tblite:GFN2-xTB`, `jaxff:MODEL`, or any ASE calculator: `ase:module.Class?key=value`.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="H5", help="The HDF5 file to write.")],
+    processes: Annotated[
+        int | None, typer.Option("--processes", "-p", help="How many compute at once. Default: one for each core.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again what the teacher failed at before.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+) -> None:
+    """Label structures with energies and forces of a teacher, for `jaxff train`.
+
+    Resumable: the same command makes only what is missing, after Ctrl-C, after a kill, and after structures were
+    added. Where the teacher fails (its SCF doesn't converge), the structure is left out and counted.
+    """
+    import os
+
+    from rich.console import Console
+
+    from jaxff.train.label import label as do_label
+    from jaxff.train.label import partial_path, progress_bar, read_structures
+
+    bar = nullcontext() if quiet else progress_bar(Console(stderr=True))
+    try:
+        with bar as progress:
+            done = do_label(
+                read_structures(structures),
+                teacher,
+                output,
+                processes=processes if processes is not None else os.cpu_count() or 1,
+                retry_failed=retry_failed,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        _note(f"{partial_path(output)} keeps the labels so far; the same command goes on")
+        raise
+    rows = [("labels", f"{done.labels} in {output}"), ("made now", str(done.made))]
+    if done.duplicates:
+        rows.append(("duplicates", f"{done.duplicates} left out"))
+    _rows(rows)
+    if done.failed:
+        first = next(iter(done.failed.values()))
+        _note(f"the teacher failed at {len(done.failed)} structures (--retry-failed tries again); the first: {first}")
+
+
 def _sections(sections: dict[str, list[tuple[str, str]]]) -> None:
     for heading, rows in sections.items():
         typer.secho(heading, bold=True)
