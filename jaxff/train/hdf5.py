@@ -126,7 +126,7 @@ def _read(name: str, file: Any) -> Part:
     owners = _owners(name, file, len(energies), structures)
     molecules = np.full(structures, "", object)
     if "structures/molecules" in file:
-        molecules = _dataset(name, file, "structures/molecules", (structures,), "O")
+        molecules = _dataset(name, file, "structures/molecules", (structures,), "OS")
 
     atoms, given = np.diff(splits)[owners], np.diff(forces_splits)
     problems = {int(b): f"forces of {given[b]} atoms, and {atoms[b]} atoms" for b in np.flatnonzero(atoms != given)}
@@ -172,8 +172,8 @@ def _dataset(name: str, file: Any, key: str, shape: tuple[int | None, ...], kind
         raise DataError(f"{name}: {key}: expected shape {wanted}, received {list(dataset.shape)}")
     if dataset.dtype.kind not in kinds:
         raise DataError(f"{name}: {key}: expected a dtype of kind {'/'.join(kinds)}, received {dataset.dtype}")
-    if dataset.dtype.kind == "O":
-        return dataset.asstr(errors="replace")[()]
+    if dataset.dtype.kind in "OS":
+        return dataset.asstr(errors="replace")[()].astype(object)
     return dataset[()]
 
 

@@ -129,7 +129,8 @@ def _ase(spec: str, rest: str) -> Teacher:
 
     def evaluate(numbers: Int[np.ndarray, "N"], positions: Float[np.ndarray, "N 3"]) -> Label:
         atoms = Atoms(numbers=numbers, positions=positions, calculator=calculator)
-        return atoms.get_potential_energy(), atoms.get_forces()
+        forces = atoms.get_forces()  # first: with them, calculators have the energy, too
+        return atoms.get_potential_energy(), forces
 
     return Teacher(spec, spec, _versions("ase", module.partition(".")[0]), evaluate)
 

@@ -205,6 +205,14 @@ def test_hdf5_without_molecules_has_hill_formulas(frames: Frames, tmp_path: Path
     assert read.molecules.tolist() == [formulas[m] for m in frames.molecules]
 
 
+def test_hdf5_molecules_of_fixed_length(frames: Frames, tmp_path: Path) -> None:
+    write_h5(tmp_path / "a.h5", frames)
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        del file["structures/molecules"]
+        file["structures/molecules"] = frames.molecules.astype("S")
+    equal(read_frames([tmp_path / "a.h5"])[0], frames)
+
+
 def test_hdf5_labels_find_their_structures(frames: Frames, tmp_path: Path) -> None:
     """Labels in another order, some structures with none."""
     write_h5(tmp_path / "a.h5", frames)
