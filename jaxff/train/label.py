@@ -71,7 +71,10 @@ def read_structures(sources: Sequence[str | Path]) -> Iterator[Structure]:
     """
     for path in find_files(sources):
         if path.suffix.lower() in SUFFIXES:
-            for frame in read_hdf5(path).frames:
+            part = read_hdf5(path)
+            if part.problems:
+                raise DataError(f"{path}, frame {part.problems[0][0]}: {part.problems[0][1]}")
+            for frame in part.frames:
                 yield Structure(frame.numbers, frame.positions, frame.molecule)
             continue
         for index, (atoms, values) in enumerate(iterate_atoms(path)):

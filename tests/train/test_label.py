@@ -461,6 +461,11 @@ def test_structures_that_cannot_be(tmp_path: Path) -> None:
     ase.io.write(tmp_path / "s.xyz", [atoms, periodic], format="extxyz")
     with pytest.raises(DataError, match=r"s\.xyz, frame 1: .*periodic"):
         list(read_structures([tmp_path / "s.xyz"]))
+    label(structures(3), EMT_SPEC, tmp_path / "a.h5")
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file["structures/pbc"][2] = True
+    with pytest.raises(DataError, match=r"a\.h5, frame 2: periodic"):
+        list(read_structures([tmp_path / "a.h5"]))
 
 
 # ---- the command ----
