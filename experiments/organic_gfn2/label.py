@@ -14,14 +14,16 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
+import contextlib
 import csv
 import functools
 import hashlib
 import json
 import multiprocessing
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -30,6 +32,9 @@ from jaxff.files import atomic_write
 from jaxff.train.frames import Frame, Frames
 from jaxff.train.hdf5 import read_metadata, write_hdf5
 from jaxff.train.teachers import Teacher, make_teacher
+
+if TYPE_CHECKING:
+    from sampling import Label
 
 SEED = 20261124
 TEACHER = "tblite:GFN2-xTB"
@@ -53,25 +58,23 @@ def make_unit(unit: int, teacher: Teacher) -> Frames:
     smiles = molecules()
     frames: list[Frame] = []
     for index in range(unit * MOLECULES_PER_UNIT, min((unit + 1) * MOLECULES_PER_UNIT, len(smiles))):
-        try:
-            _add(frames, [smiles[index]], sample(smiles[index], SEED + index, teacher))
-        except ValueError:
-            continue
+        _add(frames, [smiles[index]], sample(smiles[index], SEED + index, teacher))
     rng = np.random.default_rng([SEED, 3, unit])
     for index in range(CLUSTERS_PER_UNIT):
         parts = _cluster(smiles, rng)
-        try:
-            _add(frames, parts, sample_cluster(parts, SEED + unit * CLUSTERS_PER_UNIT + index, teacher))
-        except ValueError:
-            continue
+        _add(frames, parts, sample_cluster(parts, SEED + unit * CLUSTERS_PER_UNIT + index, teacher))
     return Frames.of(frames)
 
 
-def _add(frames: list[Frame], parts: list[str], labels: Any) -> None:
+def _add(frames: list[Frame], parts: list[str], labels: Iterator[Label]) -> None:
+    """Adds the labels of one molecule or cluster; RDKit's failures on odd molecules end them."""
     from rdkit import Chem
 
     numbers = np.concatenate([[a.GetAtomicNum() for a in Chem.AddHs(Chem.MolFromSmiles(s)).GetAtoms()] for s in parts])
-    frames += [Frame(numbers, label.positions, label.energy, label.forces, ".".join(sorted(parts))) for label in labels]
+    name = ".".join(sorted(parts))
+    with contextlib.suppress(ValueError, RuntimeError):
+        for label in labels:
+            frames.append(Frame(numbers, label.positions, label.energy, label.forces, name))
 
 
 def _cluster(smiles: list[str], rng: np.random.Generator) -> list[str]:
@@ -125,12 +128,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the label set")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--first", type=int, default=0, help="number of the first unit")
     parser.add_argument("--units", type=int, default=units(), help="so many units; default: all")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no unit after so many")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * options.minutes
-    missing = [(u, p) for u in range(options.units) if not (p := options.output / f"unit_{u:05d}.h5").exists()]
+    wanted = range(options.first, min(options.first + options.units, units()))
+    missing = [(u, p) for u in wanted if not (p := options.output / f"unit_{u:05d}.h5").exists()]
     columns = (
         TextColumn("labels"),
         BarColumn(),

@@ -40,12 +40,13 @@ class Mechanics:
     """MMFF94 (UFF where it has no parameters) of one molecule."""
 
     def __init__(self, molecule: Chem.Mol) -> None:
+        self.field = None
         properties = rdForceFieldHelpers.MMFFGetMoleculeProperties(molecule)
         if properties is not None:
             self.field = rdForceFieldHelpers.MMFFGetMoleculeForceField(
                 molecule, properties, ignoreInterfragInteractions=False
             )
-        else:
+        elif rdForceFieldHelpers.UFFHasAllMoleculeParams(molecule):
             self.field = rdForceFieldHelpers.UFFGetMoleculeForceField(molecule, ignoreInterfragInteractions=False)
         if self.field is None:
             raise ValueError("no force field")
