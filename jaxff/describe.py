@@ -119,7 +119,8 @@ def _certificate(certificate: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if certificate.get("tensors_sha256"):
         yield "tensors", f"SHA-256 {certificate['tensors_sha256']}"
     for name, value in certificate.get("training", {}).items():
-        yield f"training {name}", str(value)
+        if name != "config":
+            yield f"training {name}", _flat(value)
     for note in certificate.get("notes", []):
         yield "note", str(note)
     if check:
@@ -131,6 +132,12 @@ def _certificate(certificate: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 yield f"  {dtype}", f"from {reference}: {dE:.1e} eV, {dF:.1e} eV/Å"
     if certificate.get("date"):
         yield "made", str(certificate["date"])
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_flat(item)}" for name, item in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _size(tree: Any) -> int:
