@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxff import convert, interop, md, ops, validate
+    from jaxff import convert, interop, md, ops, uncertainty, validate
     from jaxff.errors import (
         CheckpointError,
         ConfigError,
@@ -41,6 +41,7 @@ __all__ = [
     "load_potential",
     "md",
     "ops",
+    "uncertainty",
     "validate",
 ]
 
@@ -58,7 +59,7 @@ _HOMES = {
     "load_potential": "loading",
 }
 # `convert` is a package that can be called: jaxff.convert(src, dst)
-_MODULES = ("convert", "interop", "md", "ops", "validate")
+_MODULES = ("convert", "interop", "md", "ops", "uncertainty", "validate")
 
 
 def __getattr__(name: str) -> Any:

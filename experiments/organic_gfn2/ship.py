@@ -30,9 +30,7 @@ from jaxff.config import PainnConfig
 from jaxff.errors import CheckpointError, ConfigError
 from jaxff.units import chemical_symbols
 
-DESCRIPTION = (
-    "PaiNN ({channels} channels, {interactions} layers, {cutoff:g} Å) of organic molecules, after GFN2-xTB"
-)
+DESCRIPTION = "PaiNN ({channels} channels, {interactions} layers, {cutoff:g} Å) of organic molecules, after GFN2-xTB"
 TEACHER = "GFN2-xTB (tblite)"
 NOT_FOR = (
     "ions, radicals, excited or triplet states (refused where they can be recognised)",
