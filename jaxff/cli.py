@@ -289,7 +289,8 @@ def train(
         "training"
     ),
     init: Annotated[
-        Path | None, typer.Option(metavar="MODEL", help="Start from this model (.safetensors) and its settings.")
+        Path | None,
+        typer.Option(metavar="MODEL", help="Start from this model (a file, or a pretrained name), with its settings."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in DIR; start it where there is none.")

@@ -7,7 +7,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from jaxff import models
 from jaxff.checkpoint import load_checkpoint, save_checkpoint
 from jaxff.errors import TrainingError
 from jaxff.files import atomic_write
+from jaxff.loading import load_potential
 from jaxff.models.parameters import Params
 from jaxff.train.batches import Batch, Packer, Position, Prefetch, Work, batch_shape, make_store, stream
 from jaxff.train.config import TrainConfig, dump_train_config, resume_conflicts
@@ -31,6 +32,7 @@ from jaxff.units import chemical_symbols
 Note = Callable[[str], None]
 TOO_MANY_SKIPPED = 10  # steps in a row
 PLOT_SECONDS = 60.0
+REFERENCE_FRAMES = 2000  # that element references are corrected on, where a model is given
 SECONDS_BETWEEN_STATUSES = 0.2
 
 
@@ -120,7 +122,8 @@ def train(
     """Train as `config` says; results go into the folder `output` (config.yaml, metrics.csv, curve.png, split.csv,
     best.safetensors, last.safetensors, summary.json, checkpoints/).
 
-    init: a model file to start from, whose configuration replaces config.model. resume: go on with the run in
+    init: a model to start from (a file or a pretrained name), whose configuration replaces config.model; its element
+    references are corrected by least squares on what it leaves of the energies. resume: go on with the run in
     `output`, or start it where there is none. max_minutes: stop then, with a checkpoint. stop: asked at each step.
     Raises ConfigError, DataError, CheckpointError; TrainingError where the folder is taken, the run to resume has
     another model, or ten steps in a row gave a loss or gradient that isn't finite.
@@ -170,10 +173,10 @@ def _start_parameters(config: TrainConfig, init: str | Path | None, note: Note) 
             key = jax.random.key(config.run.seed)
             params = models.init_params(config.model, key, np.dtype(config.run.dtype))
             return jax.tree.map(np.asarray, params), config
-    checkpoint = load_checkpoint(init)
-    if checkpoint.config != config.model:
+    potential = load_potential(init, dtype="float64", engine="xla")
+    if potential.config != config.model:
         note(f"the model's settings are those of {init}")
-    return checkpoint.params, config.model_copy(update={"model": checkpoint.config})
+    return jax.tree.map(np.asarray, potential.params), config.model_copy(update={"model": potential.config})
 
 
 class _Run:
@@ -207,11 +210,36 @@ class _Run:
 
     def begin(self) -> None:
         """A new run."""
-        if self.references is not None and not np.any(self.references):
-            self.references = fit_references(self.dataset.frames.select(self.dataset.train), self.config.model.max_z)
+        if self.references is not None:
+            self.references = self.references + self._reference_correction(self.references)
         trained, _ = split_frozen(self.params)
         self._set_up(self.steps.first_state(trained))
         self.metrics = Metrics(self.paths.metrics)
+
+    def _reference_correction(self, references: np.ndarray) -> np.ndarray:
+        """Least squares on what the energies hold beyond `references`, and beyond the model where it was given."""
+        frames = self.dataset.frames.select(self.dataset.train)
+        if not np.any(references):
+            return fit_references(frames, self.config.model.max_z)
+        chosen = np.random.default_rng(0).permutation(len(frames))[:REFERENCE_FRAMES]
+        frames = frames.select(np.sort(chosen))
+        store = make_store(frames, remainders(frames, references), self.config.model.cutoff, self.steps.dtype)
+        packer = Packer(store, batch_shape(store, self.config.run.batch_size, 1.1), self.steps.devices)
+        trained, frozen = self._on_devices()
+        rest = store.energies.astype(np.float64)
+        for group in packer.groups(np.arange(len(store))):
+            energies = np.asarray(self.steps.energies(trained, frozen, self.steps.put(packer.pack(group))))
+            for ids, row in zip(group, energies, strict=True):
+                rest[ids] -= row[: len(ids)]
+        return fit_references(replace(frames, energies=rest), self.config.model.max_z)
+
+    def _on_devices(self) -> tuple[Params, Params]:
+        """Trained and frozen parameters; the references are in the labels, not in the model, while it is trained."""
+        trained, frozen = split_frozen(self.params)
+        if "reference" in frozen:
+            frozen = {**frozen, "reference": jax.tree.map(np.zeros_like, frozen["reference"])}
+        cast = jax.tree.map(lambda x: np.asarray(x, self.steps.dtype), (trained, frozen))
+        return self.steps.replicate(cast)
 
     def restore(self, step: int) -> None:
         """The run of a checkpoint."""
@@ -241,11 +269,7 @@ class _Run:
         self.store = make_store(frames, labels, config.model.cutoff, self.steps.dtype)
         shape = batch_shape(self.store, config.run.batch_size, config.run.padding)
         self.packer = Packer(self.store, shape, self.steps.devices)
-        _, frozen = split_frozen(self.params)
-        if "reference" in frozen:
-            frozen = {**frozen, "reference": jax.tree.map(np.zeros_like, frozen["reference"])}
-        cast = jax.tree.map(lambda x: np.asarray(x, self.steps.dtype), frozen)
-        self.frozen = self.steps.replicate(cast)
+        _, self.frozen = self._on_devices()
         self.state = self.steps.replicate(state)
         self.paths.write(self.paths.config, dump_train_config(config))
         rows = "".join(f'"{molecule}",{name}\n' for molecule, name in self.dataset.split_rows())

@@ -55,7 +55,7 @@ def learning_rate(t: Array, optimizer: OptimizerConfig, schedule: ScheduleConfig
 
 
 class Steps:
-    """The compiled functions of a run: `train` and `evaluate`, over all devices of a mesh.
+    """The compiled functions of a run, over all devices of a mesh: `train`, `evaluate`, `energies`.
 
     A batch's leading axis D is spread over the mesh; parameters are replicated; sums and gradients are added up.
     """
@@ -69,6 +69,7 @@ class Steps:
         self.dtype = np.dtype(config.run.dtype)
         self._transform = _transform(config.optimizer)
         self.train = jax.jit(self._train, donate_argnums=0, out_shardings=self.replicated)
+        self.energies = jax.jit(self._energies, out_shardings=self.replicated)
         self.evaluate = jax.jit(self._evaluate, out_shardings=self.replicated)
 
     def put(self, batch: Batch) -> Batch:
@@ -128,7 +129,8 @@ class Steps:
         good = jnp.isfinite(sums["loss"]) & jnp.isfinite(norm)
         t = state.step.astype(self.dtype)
         rate = state.rate_scale * learning_rate(t, config.optimizer, config.schedule, config.run.steps)
-        updates, optimizer = self._transform.update(gradient, state.optimizer, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
+            updates, optimizer = self._transform.update(gradient, state.optimizer, state.params)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
         done = (state.step - state.skipped).astype(self.dtype)
         decay = jnp.minimum(jnp.asarray(config.optimizer.ema_decay, self.dtype), (1 + done) / (10 + done))
@@ -148,6 +150,16 @@ class Steps:
             (state.skipped_in_a_row + bad) * bad,
             keep(added, state.sums),
         )
+
+    def _energies(self, params: Params, frozen: Params, batch: Batch) -> Array:
+        """Energies of the frames, [D, B] eV."""
+
+        def local(trained: Params, frozen: Params, shard: Batch) -> Array:
+            own = jax.tree.map(lambda x: x[0], shard)
+            energies, _ = predict({**trained, **frozen}, self.model, own)
+            return jax.lax.all_gather(energies, "batch")
+
+        return self._sharded(local)(params, frozen, batch)
 
     def _evaluate(self, params: Params, frozen: Params, batch: Batch) -> Sums:
         config = self.config.loss
