@@ -7,6 +7,7 @@ kernels run interpreted, slowly: that is how they are tested.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -70,20 +71,19 @@ def energies_and_vector_gradients(
     tree: FusedTree, config: Config, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
 ) -> tuple[Float[Array, "N"], Float[Array, "E 3"]]:
     """Atomic energies [N] (eV) and antisymmetrised dE/dr_e, [E, 3] (eV/Å)."""
-    launch = _launch(config, pairs)
-    energies, residuals = chain.forward(tree.fused, config, numbers, vectors, pairs, launch)
-    return energies, chain.backward(config, residuals, jnp.ones_like(energies), launch)
+    energies, residuals = _forward(config, tree.fused, numbers, vectors, pairs)
+    return energies, _backward(config, tree.fused, residuals, numbers, pairs, jnp.ones_like(energies))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _evaluate(tree: FusedTree, config: Config, numbers: Array, vectors: Array, pairs: Pairs) -> tuple[Array, Any]:
     """Energies and what the backward needs; no cotangent of the latter counts."""
-    return chain.forward(tree.fused, config, numbers, vectors, pairs, _launch(config, pairs))
+    return _forward(config, tree.fused, numbers, vectors, pairs)
 
 
 def _evaluate_fwd(tree: FusedTree, config: Config, *args: Any) -> tuple[tuple[Array, Any], tuple[Any, ...]]:
     energies, residuals = _evaluate(tree, config, *args)  # decorated: this may be differentiated again
-    return (energies, residuals), (residuals, tree.plain, *args)
+    return (energies, residuals), (residuals, tree, *args)
 
 
 def _evaluate_bwd(config: Config, saved: tuple[Any, ...], cotangents: tuple[Array, Any]) -> tuple[Any, ...]:
@@ -95,9 +95,9 @@ _evaluate.defvjp(_evaluate_fwd, _evaluate_bwd)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _vector_gradients(
-    config: Config, residuals: Any, plain: Params, numbers: Array, vectors: Array, pairs: Pairs, e_bar: Array
+    config: Config, residuals: Any, tree: FusedTree, numbers: Array, vectors: Array, pairs: Pairs, e_bar: Array
 ) -> Float[Array, "E 3"]:
-    return chain.backward(config, residuals, e_bar, _launch(config, pairs))
+    return _backward(config, tree.fused, residuals, numbers, pairs, e_bar)
 
 
 def _vector_gradients_fwd(config: Config, residuals: Any, *rest: Any) -> tuple[Array, tuple[Any, ...]]:
@@ -105,16 +105,49 @@ def _vector_gradients_fwd(config: Config, residuals: Any, *rest: Any) -> tuple[A
 
 
 def _vector_gradients_bwd(config: Config, saved: Any, g_bar: Array) -> tuple[Any, ...]:
-    plain, numbers, vectors, pairs, e_bar = saved
-    vectors_bar, e_bar_bar = second_order.transpose(config, plain, numbers, vectors, pairs, e_bar, g_bar)
+    tree, numbers, vectors, pairs, e_bar = saved
+    vectors_bar, e_bar_bar = second_order.transpose(config, tree.plain, numbers, vectors, pairs, e_bar, g_bar)
     return None, None, None, vectors_bar, None, e_bar_bar
 
 
 _vector_gradients.defvjp(_vector_gradients_fwd, _vector_gradients_bwd)
 
 
-def _launch(config: Config, pairs: Pairs) -> Launch:
-    """Few atoms: channels split over more programs, dense layers in kernels, too. Many: XLA's products are as fast."""
-    few = pairs.layout == "all" and pairs.num_atoms <= FEW_ATOMS
-    block, slots = FEW if few else MANY
-    return Launch(math.gcd(config.hidden_dim, block), slots, few, jax.default_backend() != "gpu")
+def _forward(config: Config, *args: Any) -> tuple[Array, Any]:
+    """chain.forward(tree, config, numbers, vectors, pairs, launch)."""
+
+    def run(launch: Launch, tree: Params, numbers: Array, vectors: Array, pairs: Pairs) -> Any:
+        return chain.forward(tree, config, numbers, vectors, pairs, launch)
+
+    return _one_or_many(run, config, args[-1], args)
+
+
+def _backward(config: Config, *args: Any) -> Float[Array, "E 3"]:
+    """chain.backward(tree, config, residuals, numbers, pairs, e_bar, launch)."""
+
+    def run(launch: Launch, tree: Params, kept: Any, numbers: Array, pairs: Pairs, e_bar: Array) -> Any:
+        return chain.backward(tree, config, kept, numbers, pairs, e_bar, launch)
+
+    return _one_or_many(run, config, args[-2], args)
+
+
+def _one_or_many(run: Callable[..., Any], config: Config, pairs: Pairs, args: tuple[Any, ...]) -> Any:
+    """run(launch, *args): for few atoms as one molecule wants it, under vmap as many do.
+
+    Few atoms: channels split over more programs, dense layers in kernels, too. Many: XLA's products are as fast.
+    """
+    interpret = jax.default_backend() != "gpu"
+    many = partial(run, Launch(math.gcd(config.hidden_dim, MANY[0]), MANY[1], False, interpret))
+    if pairs.layout != "all" or pairs.num_atoms > FEW_ATOMS:
+        return many(*args)
+    few = partial(run, Launch(math.gcd(config.hidden_dim, FEW[0]), FEW[1], True, interpret))
+    # everything traced is an argument: custom_vmap closes over no tracers
+    either = jax.custom_batching.custom_vmap(few)
+
+    @either.def_vmap
+    def _(size: int, batched: Any, *args: Any) -> tuple[Any, Any]:
+        axes = jax.tree.map(lambda x: 0 if x else None, batched)
+        out = jax.vmap(many, in_axes=tuple(axes), axis_size=size)(*args)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return either(*args)

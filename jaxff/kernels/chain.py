@@ -15,15 +15,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxff.config import PainnConfig, StudentConfig
-from jaxff.kernels import student
-from jaxff.kernels.message import Geometry, Launch, Sources, message, message_transpose
-from jaxff.kernels.readout import readout
+from jaxff.kernels import painn, student
+from jaxff.kernels.message import Geometry, Launch
 from jaxff.models.painn import pair_repulsion, pair_repulsion_bwd
-from jaxff.models.parameters import Params, dense_layers
+from jaxff.models.parameters import Params
 from jaxff.models.student import EPSILON
 from jaxff.ops.distance import distance_bwd, distance_fwd
-from jaxff.ops.mlp import mlp_bwd, mlp_fwd
-from jaxff.ops.update import equivariant_update_bwd, equivariant_update_fwd
 from jaxff.system import Pairs
 
 Config = StudentConfig | PainnConfig
@@ -36,10 +33,9 @@ def prepare(tree: Params, config: Config) -> Params:
         layer = dict(tree[f"interaction_{i}"])
         scalar, second, third = jnp.split(jnp.asarray(layer.pop("filter")["coefficients"]), 3, axis=2)
         along, vector = (third, second) if config.architecture == "student" else (second, third)
-        layer["update"] = _MODELS[config.architecture].prepare_update(layer["update"])
         layer["table"] = jnp.concatenate([scalar, along] if i == 0 else [scalar, along, vector], axis=2)
         result[f"interaction_{i}"] = layer
-    return result
+    return _MODELS[config.architecture].prepare(result, config)
 
 
 def forward(
@@ -50,53 +46,47 @@ def forward(
     pairs: Pairs,
     launch: Launch,
 ) -> tuple[Float[Array, "N"], Any]:
-    """Atomic energies with what `backward` needs."""
-    model = _MODELS[config.architecture]
-    (d, u), distance_residuals = distance_fwd(vectors, model.epsilon)
+    """Atomic energies with what `backward` needs besides the arguments."""
+    (d, u), distance_residuals = distance_fwd(vectors, _epsilon(config))
     geometry = _geometry(d, u, pairs, tree["interaction_0"]["table"].shape[0], config.cutoff)
-    s, v = tree["embedding"]["table"][numbers], None
-    interactions = []
-    for i in range(config.num_interactions):
-        layer = tree[f"interaction_{i}"]
-        sources, source_residuals = model.sources(layer, s, v)
-        ds, dv = message(sources, layer["table"], geometry, launch, add=model.sends_itself)
-        if not model.sends_itself:
-            ds, dv = s + ds, dv if v is None else v + dv
-        last = i == config.num_interactions - 1
-        s, v, update_residuals = model.update(layer, config, ds, dv, last, launch)
-        interactions.append((sources, source_residuals, layer["table"], update_residuals))
-    energies, slopes = readout(s, dense_layers(tree["readout"]), launch)
+    energies, residuals = _MODELS[config.architecture].forward(tree, config, numbers, geometry, launch)
     if "reference" in tree:
         energies = energies + tree["reference"]["energies"][numbers]
     repulsion = None
-    if getattr(config, "repulsion", "none") == "zbl":
+    if _has_repulsion(config):
         more, repulsion = pair_repulsion(d, numbers, pairs)
         energies = energies + more
-    residuals = (distance_residuals, geometry, interactions, slopes, repulsion, numbers, pairs)
-    return jnp.where(numbers > 0, energies, 0), residuals
+    return jnp.where(numbers > 0, energies, 0), (distance_residuals, geometry[1:], residuals, repulsion)
 
 
-def backward(config: Config, residuals: Any, e_bar: Float[Array, "N"], launch: Launch) -> Float[Array, "E 3"]:
+def backward(
+    tree: Params,
+    config: Config,
+    residuals: Any,
+    numbers: Int[Array, "N"],
+    pairs: Pairs,
+    e_bar: Float[Array, "N"],
+    launch: Launch,
+) -> Float[Array, "E 3"]:
     """Antisymmetrised gradients of Σ ē_i E_i by the pair vectors."""
-    model = _MODELS[config.architecture]
-    distance_residuals, geometry, interactions, slopes, repulsion, numbers, pairs = residuals
+    distance_residuals, places, kept, repulsion = residuals
+    geometry = Geometry(jnp.asarray(pairs.senders, jnp.int32), *places)
     e_bar = jnp.where(numbers > 0, e_bar, 0)
-    s_bar, v_bar = e_bar[:, None] * slopes, None
-    pair_bars = []
-    for i in reversed(range(config.num_interactions)):
-        sources, source_residuals, table, update_residuals = interactions[i]
-        s_bar, v_bar = model.update_bwd(config, update_residuals, s_bar, v_bar, launch)
-        bars, pair_bar = message_transpose(sources, (s_bar, v_bar), table, geometry, launch, add=model.sends_itself)
-        pair_bars.append(pair_bar)
-        if i:
-            s_bar, v_bar = model.sources_bwd(source_residuals, bars, s_bar, v_bar)
-    intervals = interactions[0][2].shape[0]
-    pair_bar = jnp.where(pairs.mask, functools.reduce(operator.add, pair_bars), 0)
-    d_bar = pair_bar[0] * (intervals / config.cutoff)
+    bars = _MODELS[config.architecture].backward(tree, config, kept, numbers, geometry, e_bar, launch)
+    pair_bar = jnp.where(pairs.mask, functools.reduce(operator.add, bars), 0)
+    d_bar = pair_bar[0] * (tree["interaction_0"]["table"].shape[0] / config.cutoff)
     if repulsion is not None:
         d_bar = d_bar + pair_repulsion_bwd(repulsion, e_bar, pairs, antisymmetric=True)
-    (vectors_bar,) = distance_bwd(model.epsilon, distance_residuals, (d_bar, pair_bar[1:].T))
+    (vectors_bar,) = distance_bwd(_epsilon(config), distance_residuals, (d_bar, pair_bar[1:].T))
     return vectors_bar / 2
+
+
+def _epsilon(config: Config) -> float:
+    return EPSILON if config.architecture == "student" else 0.0
+
+
+def _has_repulsion(config: Config) -> bool:
+    return isinstance(config, PainnConfig) and config.repulsion == "zbl"
 
 
 def _geometry(d: Array, u: Array, pairs: Pairs, intervals: int, cutoff: float) -> Geometry:
@@ -107,80 +97,4 @@ def _geometry(d: Array, u: Array, pairs: Pairs, intervals: int, cutoff: float) -
     return Geometry(jnp.asarray(pairs.senders, jnp.int32), interval, places)
 
 
-class _Student:
-    """What the atoms do by themselves in the student: s and v are sent as they are."""
-
-    epsilon = EPSILON
-    sends_itself = True
-    prepare_update = staticmethod(student.prepare_update)
-
-    @staticmethod
-    def sources(layer: Params, s: Array, v: Array | None) -> tuple[Sources, None]:
-        return Sources(s, None, v), None
-
-    @staticmethod
-    def sources_bwd(residuals: None, bars: Sources, s_bar: Array, v_bar: Array) -> tuple[Array, Array | None]:
-        return bars.a, bars.y
-
-    @staticmethod
-    def update(
-        layer: Params, config: Config, s: Array, v: Array, last: bool, launch: Launch
-    ) -> tuple[Array, Array | None, Any]:
-        return student.update(layer["update"], s, v, last, launch)
-
-    @staticmethod
-    def update_bwd(
-        config: Config, residuals: Any, s_bar: Array, v_bar: Array | None, launch: Launch
-    ) -> tuple[Array, Array]:
-        return student.update_bwd(residuals, s_bar, v_bar, launch)
-
-
-class _Painn:
-    """What the atoms do by themselves in PaiNN: φ(s) gates what is sent. Products run through XLA."""
-
-    epsilon = 0.0
-    sends_itself = False
-
-    @staticmethod
-    def prepare_update(update: Params) -> Params:
-        return update
-
-    @staticmethod
-    def sources(layer: Params, s: Array, v: Array | None) -> tuple[Sources, Any]:
-        x, residuals = mlp_fwd(s, dense_layers(layer["gate"]))
-        xs, xu, xv = jnp.split(x, 3, axis=1)
-        y = None if v is None else (_axes(v) * xv[:, None, :]).reshape(v.shape)
-        return Sources(xs, xu, y), (residuals, xv, v)
-
-    @staticmethod
-    def sources_bwd(residuals: Any, bars: Sources, s_bar: Array, v_bar: Array) -> tuple[Array, Array]:
-        mlp_residuals, xv, v = residuals
-        assert bars.b is not None
-        assert bars.y is not None
-        y_bar = _axes(bars.y)
-        x_bar = jnp.concatenate([bars.a, bars.b, jnp.sum(y_bar * _axes(v), axis=1)], axis=1)
-        return s_bar + mlp_bwd(mlp_residuals, x_bar)[0], v_bar + (xv[:, None, :] * y_bar).reshape(v_bar.shape)
-
-    @staticmethod
-    def update(layer: Params, config: Any, s: Array, v: Array, last: bool, interpret: bool) -> tuple[Array, Array, Any]:
-        weights = dict(layer["update"])
-        kernels = weights.pop("kernel_u"), weights.pop("kernel_v")
-        out, residuals = equivariant_update_fwd(
-            s, _axes(v), dense_layers(weights), *kernels, config.vector_norm_epsilon
-        )
-        return out[0], out[1].reshape(v.shape), residuals
-
-    @staticmethod
-    def update_bwd(
-        config: Any, residuals: Any, s_bar: Array, v_bar: Array | None, launch: Launch
-    ) -> tuple[Array, Array]:
-        bars = s_bar, jnp.zeros((len(s_bar), 3, s_bar.shape[1]), s_bar.dtype) if v_bar is None else _axes(v_bar)
-        s_in, v_in, *_ = equivariant_update_bwd(config.vector_norm_epsilon, residuals, bars)
-        return s_in, v_in.reshape(len(s_in), -1)
-
-
-_MODELS: dict[str, Any] = {"student": _Student, "painn": _Painn}
-
-
-def _axes(v: Float[Array, "N 3F"]) -> Float[Array, "N 3 F"]:
-    return v.reshape(len(v), 3, -1)
+_MODELS: dict[str, Any] = {"student": student, "painn": painn}

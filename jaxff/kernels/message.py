@@ -59,7 +59,7 @@ def message(
     """Δs [N, F] and Δv [N, 3F]; `add`: a + Δs and y + Δv. table: [T, 4, 3F] of Wa, Wb, Wc, or [T, 4, 2F] without y."""
     n, f = sources.a.shape
     arrays = [x for x in sources if x is not None]
-    sizes = _Sizes(geometry, n, f, launch, add)
+    sizes = Sizes(geometry, n, f, launch, add)
     kernel = partial(_message_kernel, sizes, sources.b is not None, sources.y is not None)
     return pl.pallas_call(
         kernel,
@@ -91,7 +91,7 @@ def message_transpose(
     e = geometry.senders.shape[0]
     arrays = [x for x in sources if x is not None]
     shapes = [_shape(n, x.shape[1]) for x in arrays]
-    sizes = _Sizes(geometry, n, f, launch, add)
+    sizes = Sizes(geometry, n, f, launch, add)
     kernel = partial(_transpose_kernel, sizes, sources.b is not None, sources.y is not None)
     *bars, pair_bars = pl.pallas_call(
         kernel,
@@ -106,7 +106,7 @@ def message_transpose(
     return Sources(*bars), jnp.sum(pair_bars, axis=0)
 
 
-class _Sizes:
+class Sizes:
     """Static sizes of a launch."""
 
     def __init__(self, geometry: Geometry, n: int, f: int, launch: Launch, add: bool) -> None:
@@ -126,10 +126,23 @@ class _Pair(NamedTuple):
     inside: Array
 
 
-def _message_kernel(sizes: _Sizes, has_b: bool, has_y: bool, *refs: Any) -> None:
+def _message_kernel(sizes: Sizes, has_b: bool, has_y: bool, *refs: Any) -> None:
     geometry, table, (a, *rest), (ds, dv) = refs[:3], refs[3], refs[4:-2], refs[-2:]
-    b, y = (rest[0] if has_b else None), (rest[-1] if has_y else None)
+    sources = Sources(a, rest[0] if has_b else None, rest[-1] if has_y else None)
     i, channels, f = pl.program_id(0), _channels(sizes), sizes.f
+    sums = message_sums(Geometry(*geometry), table, sources, sizes, i, channels)
+    ds[i, channels] = sums[0] + a[i, channels] if sizes.add else sums[0]
+    for axis in range(3):
+        own = channels + axis * f
+        dv[i, own] = sums[1 + axis] + sources.y[i, own] if sizes.add and sources.y is not None else sums[1 + axis]
+
+
+def message_sums(
+    geometry: Geometry, table: Any, sources: Sources, sizes: Sizes, i: Array, channels: Int[Array, "B"]
+) -> list[Float[Array, "B"]]:
+    """[Δs, Δv_x, Δv_y, Δv_z] of atom i within a kernel: the arguments are refs."""
+    a, b, y = sources
+    f, has_y = sizes.f, y is not None
 
     def add(step: Array, sums: list[Array]) -> list[Array]:
         pair = _load_pairs(geometry, sizes, i, step)
@@ -143,19 +156,39 @@ def _message_kernel(sizes: _Sizes, has_b: bool, has_y: bool, *refs: Any) -> None
         return [scalar, *vector]
 
     zero = jnp.zeros((sizes.at_once, sizes.block), jnp.float32)
-    sums = [jnp.sum(x, axis=0) for x in _over_slots(sizes, add, [zero] * 4)]
-    ds[i, channels] = sums[0] + a[i, channels] if sizes.add else sums[0]
-    for axis in range(3):
-        own = channels + axis * f
-        dv[i, own] = sums[1 + axis] + y[i, own] if sizes.add and y is not None else sums[1 + axis]
+    return [jnp.sum(x, axis=0) for x in _over_slots(sizes, add, [zero] * 4)]
 
 
-def _transpose_kernel(sizes: _Sizes, has_b: bool, has_y: bool, *refs: Any) -> None:
+def _transpose_kernel(sizes: Sizes, has_b: bool, has_y: bool, *refs: Any) -> None:
     num = 1 + has_b + has_y
     geometry, table, p, q = refs[:3], refs[3], refs[4], refs[5]
     (a, *rest), outs, pair_bars = refs[6 : 6 + num], refs[6 + num : -1], refs[-1]
-    b, y = (rest[0] if has_b else None), (rest[-1] if has_y else None)
+    sources = Sources(a, rest[0] if has_b else None, rest[-1] if has_y else None)
     i, block, channels, f = pl.program_id(0), pl.program_id(1), _channels(sizes), sizes.f
+    sums = transpose_sums(Geometry(*geometry), table, sources, p, q, pair_bars, sizes, i, block, channels)
+    outs[0][i, channels] = sums[0] + p[i, channels] if sizes.add else sums[0]
+    if has_b:
+        outs[1][i, channels] = sums[1]
+    for axis in range(3 * has_y):
+        own_axis, total = channels + axis * f, sums[1 + has_b + axis]
+        outs[-1][i, own_axis] = total + q[i, own_axis] if sizes.add else total
+
+
+def transpose_sums(
+    geometry: Geometry,
+    table: Any,
+    sources: Sources,
+    p: Any,
+    q: Any,
+    pair_bars: Any,
+    sizes: Sizes,
+    i: Array,
+    block: Any,
+    channels: Int[Array, "B"],
+) -> list[Float[Array, "B"]]:
+    """[ā, b̄, ȳ_x, ȳ_y, ȳ_z] of atom i (without b or y: without theirs) within a kernel; pair_bars[block] is written."""
+    a, b, y = sources
+    f, has_y = sizes.f, y is not None
     own = partial(_own, i=i)
     p_i, a_i, b_i = own(p, channels), own(a, channels), None if b is None else own(b, channels)
     q_i = [own(q, channels + axis * f) for axis in range(3)]
@@ -187,24 +220,19 @@ def _transpose_kernel(sizes: _Sizes, has_b: bool, has_y: bool, *refs: Any) -> No
         return new
 
     zero = jnp.zeros((sizes.at_once, sizes.block), jnp.float32)
-    sums = [jnp.sum(x, axis=0) for x in _over_slots(sizes, add, [zero] * (1 + has_b + 3 * has_y))]
-    outs[0][i, channels] = sums[0] + p[i, channels] if sizes.add else sums[0]
-    if has_b:
-        outs[1][i, channels] = sums[1]
-    for axis in range(3 * has_y):
-        own_axis, total = channels + axis * f, sums[1 + has_b + axis]
-        outs[-1][i, own_axis] = total + q[i, own_axis] if sizes.add else total
+    count = 1 + (b is not None) + 3 * has_y
+    return [jnp.sum(x, axis=0) for x in _over_slots(sizes, add, [zero] * count)]
 
 
-def _over_slots(sizes: _Sizes, body: Any, start: list[Array]) -> list[Array]:
+def _over_slots(sizes: Sizes, body: Any, start: list[Array]) -> list[Array]:
     return jax.lax.fori_loop(np.int32(0), np.int32(-(-sizes.slots // sizes.at_once)), body, start)
 
 
-def _channels(sizes: _Sizes) -> Int[Array, "B"]:
+def _channels(sizes: Sizes) -> Int[Array, "B"]:
     return pl.program_id(1) * sizes.block + jnp.arange(sizes.block, dtype=jnp.int32)
 
 
-def _load_pairs(geometry: Sequence[Any], sizes: _Sizes, i: Array, step: Array) -> _Pair:
+def _load_pairs(geometry: Sequence[Any], sizes: Sizes, i: Array, step: Array) -> _Pair:
     senders, intervals, places = geometry
     slot = step * np.int32(sizes.at_once) + jnp.arange(sizes.at_once, dtype=jnp.int32)
     inside = slot < sizes.slots
@@ -222,7 +250,7 @@ def _gather(ref: Any, pair: _Pair, channels: Array) -> Float[Array, "S B"]:
     return triton.load(ref.at[pair.sender[:, None], channels[None, :]], mask=pair.valid[:, None], other=0)
 
 
-def _filters(table: Any, pair: _Pair, channels: Array, sizes: _Sizes, count: int) -> list[tuple[Array, Array]]:
+def _filters(table: Any, pair: _Pair, channels: Array, sizes: Sizes, count: int) -> list[tuple[Array, Array]]:
     """Values and slopes (per interval) of `count` filters, 0 for pairs that don't count."""
     t = pair.t[:, None]
     results = []

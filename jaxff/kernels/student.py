@@ -1,4 +1,7 @@
-"""The student's update and its gradient in two kernels each (jaxff.ops.update has the equations)."""
+"""The student between two messages: s and v are sent as they are; update and its gradient in two kernels each.
+
+jaxff.ops.update has the equations.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,61 @@ from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from jaxff.config import StudentConfig
 from jaxff.kernels.dense import Tile, launch, norm, silu, silu_slope
-from jaxff.kernels.message import Launch
-from jaxff.models.parameters import Params
+from jaxff.kernels.message import Geometry, Launch, Sources, message, message_transpose
+from jaxff.kernels.readout import readout
+from jaxff.models.parameters import Params, dense_layers
 
 AXES = range(3)
+
+
+def prepare(tree: Params, config: StudentConfig) -> Params:
+    """The tree with the updates' weights as the kernels read them."""
+    names = [f"interaction_{i}" for i in range(config.num_interactions)]
+    return tree | {name: tree[name] | {"update": prepare_update(tree[name]["update"])} for name in names}
+
+
+def forward(
+    tree: Params, config: StudentConfig, numbers: Int[Array, "N"], geometry: Geometry, how: Launch
+) -> tuple[Float[Array, "N"], Any]:
+    """Atomic energies without reference energies, and what `backward` needs (no weights)."""
+    s, v = tree["embedding"]["table"][numbers], None
+    interactions = []
+    for i in range(config.num_interactions):
+        layer = tree[f"interaction_{i}"]
+        sources = Sources(s, None, v)
+        s, v = message(sources, layer["table"], geometry, how, add=True)
+        s, v, (_, *saved) = update(layer["update"], s, v, i == config.num_interactions - 1, how)
+        interactions.append((sources if i else None, saved))
+    energies, slopes = readout(s, dense_layers(tree["readout"]), how)
+    return energies, (interactions, slopes)
+
+
+def backward(
+    tree: Params,
+    config: StudentConfig,
+    residuals: Any,
+    numbers: Int[Array, "N"],
+    geometry: Geometry,
+    e_bar: Float[Array, "N"],
+    how: Launch,
+) -> list[Float[Array, "4 E"]]:
+    """Cotangents of distances (per interval) and directions, one of each interaction."""
+    interactions, slopes = residuals
+    s_bar, v_bar = e_bar[:, None] * slopes, None
+    pair_bars = []
+    for i in reversed(range(config.num_interactions)):
+        sources, saved = interactions[i]
+        layer = tree[f"interaction_{i}"]
+        if sources is None:
+            sources = Sources(tree["embedding"]["table"][numbers], None, None)
+        above = update_bwd((layer["update"], *saved), s_bar, v_bar, how)
+        (s_bar, _, v_bar), pair_bar = message_transpose(sources, above, layer["table"], geometry, how, add=True)
+        pair_bars.append(pair_bar)
+    return pair_bars
 
 
 def prepare_update(update: Params) -> Params:

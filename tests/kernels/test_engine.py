@@ -116,12 +116,13 @@ def test_choice_of_engine() -> None:
         Potential(params, STUDENT, filters="magic")
 
 
-def test_a_batch_of_molecules() -> None:
-    """vmap, in a compiled loop as in a simulation, gives what each molecule gives."""
+@pytest.mark.parametrize("name", ["student", "painn"])
+def test_a_batch_of_molecules(name: str) -> None:
+    """vmap, which takes other kernels, in a compiled loop as in a simulation, gives what each molecule gives."""
     with jax.numpy_dtype_promotion("standard"):
         from jax_md import space
 
-    potential = fused_potential(CONFIGS["student"])
+    potential = fused_potential(CONFIGS[name])
     numbers, positions = random_structure(5, closest=1.1)
     energy = interop.jax_md.energy(potential, numbers, space.free()[0])
     molecules = jnp.asarray([positions, 1.1 * positions], jnp.float32)
