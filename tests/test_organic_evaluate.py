@@ -223,6 +223,24 @@ def test_stability_sees_what_goes_wrong(study: SimpleNamespace, context: Any, sh
     assert study.stability.WORDS[np.asarray(group.look(fast)[0])[water]] == "exploded"
 
 
+def test_nve_conserves_and_is_drawn_later(
+    study: SimpleNamespace, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study.nve, "EVERY", 5)
+    monkeypatch.setattr(study.common, "find_spec", lambda name: None)  # a machine without matplotlib
+    context.options.update(nve_ps=0.01, equilibration_ps=0.002)
+    assert study.run.evaluate(context, ["nve"]) == []
+    assert not (context.output / "nve.png").exists()
+    result = json.loads((context.output / "nve.json").read_text(encoding="utf-8"))
+    assert np.abs(result["change_meV_per_atom"]).max() < 1.0
+    assert np.shape(result["change_meV_per_atom"]) == (len(NAMES), len(result["ps"]))
+    slopes = [np.polyfit(result["ps"], row, 1)[0] for row in result["change_meV_per_atom"]]
+    assert result["headline"][0]["value"] == pytest.approx(np.abs(slopes).mean(), rel=0.05)
+    monkeypatch.undo()
+    study.nve.draw(context, result)
+    assert (context.output / "nve.png").exists()
+
+
 def test_energies_without_references_have_the_same_differences(study: SimpleNamespace, context: Any) -> None:
     checkpoint = load_checkpoint(context.model)
     checkpoint.params["reference"]["energies"] += 100.0

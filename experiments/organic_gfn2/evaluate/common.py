@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import jax
 import numpy as np
@@ -19,6 +21,7 @@ from ase.calculators.calculator import Calculator
 from ase.data import atomic_masses, covalent_radii
 from jaxtyping import Float, Int
 
+import jaxff
 from jaxff.checkpoint import flatten
 from jaxff.errors import DataError
 from jaxff.files import atomic_write
@@ -28,6 +31,7 @@ from jaxff.train.frames import Frames
 from jaxff.train.hdf5 import read_hdf5, read_metadata
 
 HELD_OUT = Path(__file__).parents[1] / "molecules" / "held_out.csv"
+P = ParamSpec("P")
 BOND = 1.25  # of the sum of covalent radii: closer atoms are bonded
 
 
@@ -115,7 +119,7 @@ def write_result(context: Context, name: str, result: dict[str, Any]) -> Path:
         "reference": json.loads((context.reference / "reference.json").read_text(encoding="utf-8")).get("sha256"),
         "device": jax.devices()[0].device_kind,
         "engine": context.single.engine,
-        "versions": versions("jaxff", "jax", "numpy", "ase"),
+        "versions": {"jaxff": jaxff.__version__} | versions("jax", "jaxlib", "numpy", "ase"),
     }
     path = context.output / f"{name}.json"
     with atomic_write(path) as temporary:
@@ -217,6 +221,19 @@ def auroc(score: Sequence[float] | np.ndarray, positive: np.ndarray) -> float | 
     if not wanted or not rest:
         return None
     return float((rankdata(score)[positive].sum() - wanted * (wanted + 1) / 2) / (wanted * rest))
+
+
+def draws(plot: Callable[P, None]) -> Callable[P, None]:
+    """Leaves the picture out where matplotlib is missing, as on a bare GPU machine: run.py --draw makes it later."""
+
+    @functools.wraps(plot)
+    def perhaps(*args: P.args, **kwargs: P.kwargs) -> None:
+        if find_spec("matplotlib") is None:
+            print("no matplotlib here, no picture", flush=True)
+        else:
+            plot(*args, **kwargs)
+
+    return perhaps
 
 
 def figure(columns: int = 1, rows: int = 1, width: float = 4.5, height: float = 4.0) -> tuple[Any, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from jaxtyping import Float
 
-from evaluate.common import Bar, Context, figure, save_figure
+from evaluate.common import Bar, Context, draws, figure, save_figure
 from jaxff.potential import Potential
 from jaxff.train.frames import Frames
 
@@ -80,6 +80,7 @@ def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a * b).sum(axis=1)[real] / sizes[real]
 
 
+@draws
 def _plot(context: Context, frames: Frames, predicted: Predictions, energies: list[np.ndarray], elements: Any) -> None:
     made, axes = figure(3)
     for axis, (x, y), unit in zip(

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from dynamics import Dynamics
 
-from evaluate.common import Bar, Context, figure, save_figure
+from evaluate.common import Bar, Context, draws, figure, save_figure
 from jaxff.potential import Potential
 
 DRIFT = Bar("NVE drift, float32, 0.5 fs, mean absolute", "meV/atom/ps", 0.01, 0.001)
@@ -35,12 +35,9 @@ def measure(context: Context) -> dict[str, Any]:
     lines = [np.polyfit(ps, row, 1, cov=True) for row in energy.T]
     slopes = np.array([line[0][0] for line in lines])
     errors = np.sqrt([line[1][0, 0] for line in lines])
-    made, axes = figure()
-    axes[0, 0].plot(ps, energy - energy[0], lw=0.7)
-    axes[0, 0].set(xlabel="time / ps", ylabel="change of the total energy / (meV/atom)")
-    save_figure(context, made, "nve")
     on = f"{len(frames)} unseen molecules, {ps[-1]:g} ps each, from 300 K"
-    return {
+    thin = slice(None, None, max(1, blocks // 100))
+    result = {
         "headline": [DRIFT.row(float(np.abs(slopes).mean()), on)],
         "molecules": {
             frame.molecule: {
@@ -51,7 +48,21 @@ def measure(context: Context) -> dict[str, Any]:
             }
             for frame, slope, error, spread in zip(frames, slopes, errors, energy.std(axis=0), strict=True)
         },
+        "ps": ps[thin].round(6).tolist(),
+        "change_meV_per_atom": (energy - energy[0])[thin].T.round(5).tolist(),
     }
+    draw(context, result)
+    return result
+
+
+@draws
+def draw(context: Context, result: dict[str, Any]) -> None:
+    """nve.png of a result."""
+    made, axes = figure()
+    for row in result["change_meV_per_atom"]:
+        axes[0, 0].plot(result["ps"], row, lw=0.7)
+    axes[0, 0].set(xlabel="time / ps", ylabel="change of the total energy / (meV/atom)")
+    save_figure(context, made, "nve")
 
 
 def without_references(potential: Potential) -> Potential:

@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the results")
     parser.add_argument("--only", help=f"some of {','.join(FIGURES)}")
     parser.add_argument("--skip", default="", help="some of them not")
+    parser.add_argument("--draw", action="store_true", help="only pictures, of stability and nve, from their results")
     parser.add_argument("--limit", type=int, help="so many molecules of each set: a quick look, not a result")
     parser.add_argument("--ps", type=float, default=100.0, help="stability: ps in all")
     parser.add_argument("--seconds", type=float, help="stability: stop after so many, to be continued by the next call")
@@ -61,6 +62,12 @@ def main() -> None:
     if options.seconds is not None:
         settings["seconds"] = options.seconds
     context = Context(options.model, options.reference, options.output, options.small, options.limit, settings)
+    if options.draw:
+        for module in (stability, nve):
+            path = options.output / f"{module.__name__.rpartition('.')[2]}.json"
+            if path.exists():
+                module.draw(context, json.loads(path.read_text(encoding="utf-8")))
+        return
     if options.small is None and "uncertainty" in names:
         names.remove("uncertainty")
     failed = evaluate(context, names)

@@ -19,7 +19,7 @@ from ase.data import covalent_radii
 from ase.units import kB
 from dynamics import Dynamics, State
 
-from evaluate.common import Bar, Context, bonds, figure, save_figure
+from evaluate.common import Bar, Context, bonds, draws, figure, save_figure
 from jaxff.files import atomic_write
 from jaxff.neighbors import bucket
 
@@ -94,8 +94,7 @@ def measure(context: Context) -> dict[str, Any]:
         row = WHOLE[temperature].row(int((word[own] == 0).sum()), f"{own.sum()} runs of {step / 1e3:g} ps, float32")
         unfinished = {"bar_reached": None, "aim_reached": None} if step < total or own.sum() < count else {}
         headline.append(row | {"unit": f"of {own.sum()}"} | unfinished)
-    _plot(context, kelvin, strain, word)
-    return {
+    result = {
         "headline": headline,
         "complete": step >= total,
         "ps": step * TIMESTEP / 1000,
@@ -111,6 +110,8 @@ def measure(context: Context) -> dict[str, Any]:
             for name, t, w, at, s in zip(names, kelvin, word, first, strain, strict=True)
         ],
     }
+    draw(context, result)
+    return result
 
 
 def _groups(context: Context) -> tuple[list[str], np.ndarray, list[Group]]:
@@ -173,13 +174,16 @@ def _about(context: Context) -> str:
     return f"{parameters_hash(context.single.params)} {context.limit} {context.options.get('groups', 4)}"
 
 
-def _plot(context: Context, kelvin: np.ndarray, strain: np.ndarray, word: np.ndarray) -> None:
+@draws
+def draw(context: Context, result: dict[str, Any]) -> None:
+    """stability.png of a result."""
     made, axes = figure()
     for temperature in MOLECULES:
-        own = kelvin == temperature
-        if own.any():
-            label = f"{temperature} K: {(word[own] == 0).sum()} of {own.sum()} whole"
-            axes[0, 0].hist(strain[own], bins=np.linspace(1, STRETCH, 51).tolist(), alpha=0.6, label=label)
+        own = [run for run in result["runs"] if run["kelvin"] == temperature]
+        whole = sum(run["status"] == WORDS[0] for run in own)
+        label = f"{temperature} K: {whole} of {len(own)} whole"
+        ratios = [run["largest_bond_ratio"] for run in own]
+        axes[0, 0].hist(ratios, bins=np.linspace(1, STRETCH, 51).tolist(), alpha=0.6, label=label)
     axes[0, 0].axvline(STRETCH, color="0.6", lw=0.8, ls=":")
     axes[0, 0].set(xlabel="largest bond length / that at the start", ylabel="molecules")
     axes[0, 0].legend(fontsize=7)

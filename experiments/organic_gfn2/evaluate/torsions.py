@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from ase.units import kcal, mol
 
-from evaluate.common import Bar, Context, figure, save_figure
+from evaluate.common import Bar, Context, draws, figure, save_figure
 
 TORSIONS = Bar("torsion profiles, mean absolute error", "kcal/mol", 0.5, 0.2)
 
@@ -38,6 +38,7 @@ def measure(context: Context) -> dict[str, Any]:
     }
 
 
+@draws
 def _plot(context: Context, profiles: dict[str, Any], rows: dict[str, Any]) -> None:
     columns = min(5, len(profiles))
     made, axes = figure(columns, -(-len(profiles) // columns), 2.4, 1.9)

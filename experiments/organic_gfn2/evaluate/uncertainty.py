@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.common import Bar, Context, auroc, figure, save_figure
+from evaluate.common import Bar, Context, auroc, draws, figure, save_figure
 from evaluate.forces import predict
 from jaxff.errors import ConfigError
 from jaxff.loading import load_potential
@@ -59,6 +59,7 @@ def _rank_correlation(x: np.ndarray, y: np.ndarray) -> float | None:
     return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1]) if len(x) > 1 else None
 
 
+@draws
 def _plot(context: Context, estimate: np.ndarray, worst: np.ndarray, kinds: np.ndarray, value: float | None) -> None:
     made, axes = figure(2)
     order = np.argsort(-estimate)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.common import Bar, Context, figure, frequencies, relaxed, save_figure
+from evaluate.common import Bar, Context, draws, figure, frequencies, relaxed, save_figure
 from jaxff.interop.ase import JaxffCalculator
 
 FREQUENCIES = Bar("harmonic frequencies, mean absolute error", "/cm", 30, 15)
@@ -36,11 +36,7 @@ def measure(context: Context) -> dict[str, Any]:
             "imaginary": int((waves < -1.0).sum()),
         }
     x, y = np.concatenate(teacher), np.concatenate(model)
-    made, axes = figure()
-    axes[0, 0].plot([0, 4000], [0, 4000], color="0.6", lw=0.8)
-    axes[0, 0].plot(x, y, ".", ms=3)
-    axes[0, 0].set(xlabel="GFN2-xTB: wavenumber / (1/cm)", ylabel="model")
-    save_figure(context, made, "frequencies")
+    _plot(context, x, y)
     on = f"{x.size} modes of {len(frames)} unseen small molecules"
     return {
         "headline": [FREQUENCIES.row(float(np.abs(x - y).mean()), on)],
@@ -48,3 +44,12 @@ def measure(context: Context) -> dict[str, Any]:
         "with_imaginary": [name for name, row in rows.items() if row["imaginary"]],
         "molecules": rows,
     }
+
+
+@draws
+def _plot(context: Context, x: np.ndarray, y: np.ndarray) -> None:
+    made, axes = figure()
+    axes[0, 0].plot([0, 4000], [0, 4000], color="0.6", lw=0.8)
+    axes[0, 0].plot(x, y, ".", ms=3)
+    axes[0, 0].set(xlabel="GFN2-xTB: wavenumber / (1/cm)", ylabel="model")
+    save_figure(context, made, "frequencies")
