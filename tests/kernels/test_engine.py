@@ -61,7 +61,7 @@ def test_potential(name: str) -> None:
     """The explicit chain, padded, all pairs and lists; forces sum to zero."""
     config = CONFIGS[name]
     potential, exact = fused_potential(config), Potential(random_params(config), config, dtype="float64")
-    for num_atoms in (1, 5, 36):
+    for num_atoms in (1, 4, 36):  # 1 and 4 are padded alike
         structure = random_structure(num_atoms, closest=1.1)
         energies, forces = potential.evaluate(*structure)
         expected_energies, expected_forces = exact.evaluate(*structure)
