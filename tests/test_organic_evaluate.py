@@ -19,10 +19,11 @@ from ase.units import _amu, _c, _e
 from jaxff import pretrained
 from jaxff.checkpoint import load_checkpoint, save_checkpoint
 from jaxff.config import PainnConfig
-from jaxff.errors import ConfigError
+from jaxff.errors import CheckpointError, ConfigError
 from jaxff.loading import load_potential
 from jaxff.train.frames import Frame, Frames
 from jaxff.train.hdf5 import write_hdf5
+from jaxff.uncertainty import pretrained_committee
 from tests.structures import random_params
 
 pytest.importorskip("h5py")
@@ -281,6 +282,11 @@ def test_ship_takes_its_figures_from_the_results(
     with pytest.raises(ConfigError, match=r"found no forces\.json"):
         study.ship.ship("organic", Path(context.model), context.output)
     assert study.run.evaluate(context, ["forces", "uncertainty"]) == []
+    with pytest.raises(CheckpointError, match="no pretrained model 'organic-small'"):
+        study.ship.ship("organic", Path(context.model), context.output)
+    small = study.common.Context(models["small"], context.reference, context.output / "small")
+    assert study.run.evaluate(small, ["forces"]) == []
+    assert study.ship.ship("organic-small", Path(small.model), small.output).uncertainty is None
     card = study.ship.ship("organic", Path(context.model), context.output)
     summary = json.loads((context.output / "summary.json").read_text(encoding="utf-8"))
     assert [figure.value for figure in card.errors] == [row["value"] for row in summary if row["value"] is not None]
@@ -289,6 +295,9 @@ def test_ship_takes_its_figures_from_the_results(
     assert "1,234 labelled frames of 5 molecules" in card.data
     assert any("H C N O F P S Cl Br" in text for text in card.not_for)
     assert load_potential("organic").closed_shell
+    assert pretrained_committee().scale == card.uncertainty.scale
     with pytest.raises(ConfigError, match="expected figures of the parameters"):
-        study.ship.ship("organic-small", Path(models["small"]), context.output)
-    assert pretrained.names() == ["organic"]
+        study.ship.ship("organic-small", Path(context.model), small.output)
+    study.ship.ship("other", Path(context.model), context.output)
+    with pytest.raises(ConfigError, match="expected a committee with the other"):
+        study.ship.ship("organic", Path(context.model), context.output, partner="other")

@@ -60,9 +60,9 @@ def ship(name: str, model: Path, results: Path, partner: str = "organic-small") 
         "cutoff": config.cutoff,
         "elements": " ".join(chemical_symbols[z] for z in config.elements),
     }
+    calibration = _calibration(name, partner, found.get("uncertainty"))
     target = pretrained.FOLDER / f"{name}.safetensors"
     save_checkpoint(target, params, config.model_copy(update={"closed_shell": True}), checkpoint.certificate)
-    calibration = found.get("uncertainty", {}).get("calibration")
     rows = [row for result in found.values() for row in result["headline"] if row["value"] is not None]
     return pretrained.write_card(
         target,
@@ -71,7 +71,7 @@ def ship(name: str, model: Path, results: Path, partner: str = "organic-small") 
         data=_data(checkpoint),
         errors=[{key: row[key] for key in ("what", "value", "unit", "on")} for row in rows],
         not_for=[text.format(**words) for text in NOT_FOR],
-        uncertainty={"members": [name, partner], **calibration} if calibration and name != partner else None,
+        uncertainty=calibration,
         made=datetime.datetime.now(datetime.UTC).date().isoformat(),
     )
 
@@ -89,6 +89,19 @@ def _results(folder: Path, expected: str) -> Iterator[tuple[str, dict[str, Any]]
                     f"{path}: expected figures of the parameters {expected[:12]}, received {received[:12]}"
                 )
             yield figure, result
+
+
+def _calibration(name: str, partner: str, result: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The card's committee; the partner must be the model that the scale was measured with."""
+    if result is None or name == partner:
+        return None
+    shipped = parameters_hash(load_checkpoint(pretrained.model_path(partner)).params)
+    if shipped != result["partner_sha256"]:
+        raise ConfigError(
+            f"uncertainty.json: expected a committee with the {partner} that ships, {shipped[:12]},"
+            f" received one with {result['partner_sha256'][:12]}"
+        )
+    return {"members": [name, partner], **result["calibration"]}
 
 
 def _data(checkpoint: Checkpoint) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.common import Bar, Context, auroc, draws, figure, save_figure
+from evaluate.common import Bar, Context, auroc, draws, figure, parameters_hash, save_figure
 from evaluate.forces import predict
 from jaxff.errors import ConfigError
 from jaxff.loading import load_potential
@@ -25,7 +25,8 @@ def measure(context: Context) -> dict[str, Any]:
         raise ConfigError("expected a second model (--small) for the committee, received none")
     frames, kinds = context.frames_and_table("frames_mixed")
     first = predict(context.single, frames).forces
-    second = predict(load_potential(context.small), frames).forces
+    partner = load_potential(context.small)
+    second = predict(partner, frames).forces
     of_atoms = spread(first, [second])
     errors = np.linalg.norm(first - frames.forces, axis=1)
     score, worst = (np.maximum.reduceat(x, frames.splits[:-1]) for x in (of_atoms, errors))
@@ -38,6 +39,7 @@ def measure(context: Context) -> dict[str, Any]:
     return {
         "headline": [AUROC.row(value, on)],
         "calibration": {"scale": scale, "auroc": value},
+        "partner_sha256": parameters_hash(partner.params),
         "atoms_auroc": auroc(of_atoms, errors > LARGE),
         "rank_correlation": _rank_correlation(score, worst),
         "by_kind": {
