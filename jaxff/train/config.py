@@ -48,7 +48,7 @@ class LossTerm(Settings):
 class LossConfig(Settings):
     """energy: errors per atom, eV; force: components, eV/Å; angular: 1 - cos between force vectors."""
 
-    energy: LossTerm = LossTerm(weight=10.0)
+    energy: LossTerm = LossTerm(weight=10.0, delta=0.001)
     force: LossTerm = LossTerm()
     angular_weight: float = Field(default=0.0, ge=0.0, description="of the mean of 1 - cos(F, F_label)")
     angular_min_force: float = Field(default=0.05, gt=0.0, description="eV/Å; smaller labels have no direction")
