@@ -189,6 +189,10 @@ def energy(
     for i, (symbol, force) in enumerate(zip(atoms.get_chemical_symbols(), forces, strict=True)):
         last = "" if errors is None else f" {errors[i]:10.4f}"
         typer.echo(f"{i:5d} {symbol:2s} " + " ".join(f"{x:14.8f}" for x in force) + last)
+    if (probability := calculator.results.get("large_error_probability")) is not None:
+        from jaxff.uncertainty import LARGE_ERROR
+
+        typer.echo(f"probability that a force is off by more than {LARGE_ERROR} eV/Å: {probability:.0%}")
 
 
 @app.command()

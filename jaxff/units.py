@@ -7,4 +7,16 @@ by `fs` to get it. Temperatures enter as kB T in eV.
 from ase.data import atomic_masses, chemical_symbols, covalent_radii
 from ase.units import Bohr, Hartree, fs, kB, kcal, kJ, mol, nm
 
-__all__ = ["Bohr", "Hartree", "atomic_masses", "chemical_symbols", "covalent_radii", "fs", "kB", "kJ", "kcal", "mol", "nm"]
+__all__ = [
+    "Bohr",
+    "Hartree",
+    "atomic_masses",
+    "chemical_symbols",
+    "covalent_radii",
+    "fs",
+    "kB",
+    "kJ",
+    "kcal",
+    "mol",
+    "nm",
+]

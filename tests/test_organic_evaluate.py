@@ -87,6 +87,15 @@ def context(study: SimpleNamespace, models: dict[str, str], reference: Path, tmp
     return study.common.Context(models["model"], reference, tmp_path, models["small"], options={"groups": 1})
 
 
+def labels(context: Any) -> Path:
+    """Frames to calibrate with; on every second one, two forces are wrong."""
+    frames = context.frames("frames_300K")
+    frames.forces[frames.splits[:-1:2]] += np.float32([0.5, 0, 0])
+    frames.forces[frames.splits[:-1:2] + 1] -= np.float32([0.5, 0, 0])
+    write_hdf5(context.output / "labels.h5", frames, {})
+    return context.output / "labels.h5"
+
+
 def test_frequencies_of_a_diatomic_and_of_a_linear_spring_chain(study: SimpleNamespace) -> None:
     k, r = 30.0, np.array([[0, 0, 0], [0, 0, 1.1]])
     hessian = np.zeros((6, 6))
@@ -140,7 +149,8 @@ def test_frames_that_the_model_does_not_know_are_left_out(study: SimpleNamespace
 
 
 def test_figures_from_end_to_end(study: SimpleNamespace, context: Any) -> None:
-    names = ["forces", "torsions", "invariance", "uncertainty"]
+    names = ["forces", "torsions", "invariance", "calibration", "uncertainty"]
+    context.options["labels"] = [labels(context)]
     assert study.run.evaluate(context, names) == []
     results = {name: json.loads((context.output / f"{name}.json").read_text(encoding="utf-8")) for name in names}
     frames = context.frames("frames_300K")
@@ -156,7 +166,7 @@ def test_figures_from_end_to_end(study: SimpleNamespace, context: Any) -> None:
     assert weighted == pytest.approx(mae, rel=1e-6)
     assert {"aim_reached", "bar_reached"} <= set(results["torsions"]["headline"][0])
     assert all(row["value"] < 1e-10 for row in results["invariance"]["headline"])
-    assert results["uncertainty"]["calibration"]["scale"] > 0
+    assert results["uncertainty"]["calibration"]["scale"] == results["calibration"]["calibration"]["scale"] > 0
     summary = json.loads((context.output / "summary.json").read_text(encoding="utf-8"))
     assert len(summary) == sum(len(result["headline"]) for result in results.values())
     for name in ("forces", "torsions", "uncertainty"):
@@ -190,14 +200,14 @@ def short(monkeypatch: pytest.MonkeyPatch, study: SimpleNamespace) -> Iterator[N
 
 
 def test_stability_goes_on_where_it_stopped(study: SimpleNamespace, context: Any, short: None, tmp_path: Path) -> None:
-    context.options["ps"] = 0.01
+    context.options["ps"] = 0.02
     straight = study.stability.measure(context)
     assert straight["complete"]
     assert [run["kelvin"] for run in straight["runs"]] == [300, 300, 600]
     (tmp_path / "stability_state.npz").unlink()
     context.options["seconds"] = -1.0  # one block, then stop
     stopped = study.stability.measure(context)
-    assert (stopped["complete"], stopped["ps"]) == (False, pytest.approx(0.005))
+    assert (stopped["complete"], stopped["ps"]) == (False, pytest.approx(0.01))
     assert stopped["headline"][0]["bar_reached"] is None
     resumed = study.stability.measure(context)
     assert resumed["complete"]
@@ -281,7 +291,9 @@ def test_ship_takes_its_figures_from_the_results(
     monkeypatch.setattr(pretrained, "FOLDER", shelf)
     with pytest.raises(ConfigError, match=r"found no forces\.json"):
         study.ship.ship("organic", Path(context.model), context.output)
-    assert study.run.evaluate(context, ["forces", "uncertainty"]) == []
+    context.options["labels"] = [labels(context)]
+    assert study.run.evaluate(context, ["uncertainty"]) == ["uncertainty"]  # not calibrated yet
+    assert study.run.evaluate(context, ["forces", "calibration", "uncertainty"]) == []
     with pytest.raises(CheckpointError, match="no pretrained model 'organic-small'"):
         study.ship.ship("organic", Path(context.model), context.output)
     small = study.common.Context(models["small"], context.reference, context.output / "small")

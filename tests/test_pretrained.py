@@ -36,7 +36,7 @@ FIELDS: dict[str, Any] = {
     "made": "2026-01-01",
     "not_for": ["anything"],
     "errors": [{"what": "force error", "value": 12.345, "unit": "meV/Å", "on": "3 frames"}],
-    "uncertainty": {"members": ["organic", "organic-small"], "scale": 2.0},
+    "uncertainty": {"members": ["organic", "organic-small"], "scale": 2.0, "logistic": [1.0, 0.5]},
 }
 
 
@@ -221,8 +221,11 @@ def test_uncertainty_on_the_command_line(water: Path) -> None:
     a, b = (
         jaxff.load_potential(name).energy_and_forces(atoms.numbers, atoms.positions)[1] for name in pretrained.names()
     )
-    expected = 2.0 * np.linalg.norm(np.float64(a) - np.float64(b), axis=1)
-    assert [float(text.split()[-1]) for text in result.stdout.splitlines()[2:]] == pytest.approx(expected, abs=1e-4)
+    spread = np.linalg.norm(np.float64(a) - np.float64(b), axis=1)
+    *rows, last = result.stdout.splitlines()[2:]
+    assert [float(text.split()[-1]) for text in rows] == pytest.approx(2.0 * spread, abs=1e-4)
+    probability = 1 - np.prod(1 - 1 / (1 + np.exp(-1.0 - 0.5 * np.log(spread + 1e-3))))
+    assert last == f"probability that a force is off by more than 0.2 eV/Å: {probability:.0%}"
     assert "no calibrated" in refused(cli("energy", "organic-small", water, "--uncertainty"))
 
 

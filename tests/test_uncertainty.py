@@ -10,7 +10,7 @@ from ase.build import molecule
 from jaxff.errors import ConfigError, StructureError
 from jaxff.interop.ase import JaxffCalculator
 from jaxff.potential import Potential
-from jaxff.uncertainty import Committee
+from jaxff.uncertainty import Committee, calibrate
 from tests.structures import CONFIGS, random_params, random_structure
 
 
@@ -39,6 +39,28 @@ def test_the_spread_is_that_about_the_first(members: list[Potential]) -> None:
 
 def test_members_that_agree_have_no_spread(members: list[Potential]) -> None:
     assert Committee([members[0], members[0]]).force_error(*random_structure(4)).max() == 0
+
+
+def test_the_probability_of_a_large_error_is_that_of_any_atom(members: list[Potential]) -> None:
+    spread = np.array([0.01, 0.1, 0.4])
+    committee = Committee(members, logistic=(1.5, 2.0))
+    of_atoms = 1 / (1 + np.exp(-1.5 - 2.0 * np.log(spread + 1e-3)))
+    assert committee.large_error_probability(spread) == pytest.approx(1 - np.prod(1 - of_atoms), rel=1e-12)
+    assert committee.large_error_probability(np.full(5, 1e-9)) < 1e-4
+    with pytest.raises(ConfigError, match="logistic"):
+        Committee(members).large_error_probability(spread)
+
+
+def test_calibration_finds_the_curve_that_made_the_errors() -> None:
+    rng = np.random.default_rng(0)
+    spread = rng.lognormal(-2, 1, 20000)
+    probability = 1 / (1 + np.exp(-2.0 - 1.7 * np.log(spread + 1e-3)))
+    errors = np.where(rng.random(20000) < probability, 0.3, 0.1)
+    scale, (intercept, slope) = calibrate(spread, errors)
+    assert scale == pytest.approx(errors.mean() / spread.mean(), rel=1e-12)
+    assert (intercept, slope) == pytest.approx((2.0, 1.7), abs=0.1)
+    with pytest.raises(ConfigError, match="both sides"):
+        calibrate(spread, np.full(20000, 0.1))
 
 
 def test_bad_committees(members: list[Potential]) -> None:

@@ -27,8 +27,9 @@ class JaxffCalculator(Calculator):
     evaluation; left out, a file gives float32 and a Potential keeps its own. Results are handed to ASE in float64.
 
     `uncertainty=True` puts `forces_uncertainty` into `results`: the estimated error of each force vector, [N] eV/Å, of
-    a pretrained model by its card. A jaxff.uncertainty.Committee does the same for models of your own, and then is
-    what evaluates: leave `path_or_potential`, `dtype` and `engine` out.
+    a pretrained model by its card; and `large_error_probability`, that any of them is wrong by more than 0.2 eV/Å. A
+    jaxff.uncertainty.Committee does the same for models of your own, and then is what evaluates: leave
+    `path_or_potential`, `dtype` and `engine` out.
 
     One evaluation gives all of it. Moving atoms never recompiles; a new size does only when it enters a new
     bucket of the Potential. A periodic, empty, non-finite or unknown structure raises StructureError, and so does a
@@ -87,6 +88,8 @@ class JaxffCalculator(Calculator):
         }
         if self.committee is not None:
             self.results["forces_uncertainty"] = self.committee.calibrated(spread)
+            if self.committee.logistic is not None:
+                self.results["large_error_probability"] = self.committee.large_error_probability(spread)
 
 
 def check_atoms(potential: Potential, atoms: Atoms) -> None:

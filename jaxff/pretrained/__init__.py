@@ -44,7 +44,8 @@ class Calibration(Settings):
 
     members: tuple[str, ...] = Field(min_length=2, description="pretrained models; the first one gives the forces")
     scale: float = Field(gt=0.0, description="mean force error / mean spread")
-    auroc: float | None = Field(None, description="of the spread, against force errors above 0.2 eV/Å")
+    logistic: tuple[float, float] | None = Field(None, description="a, b of the probability of an error above 0.2 eV/Å")
+    auroc: float | None = Field(None, description="of that probability, on frames of molecules never trained on")
 
 
 class Card(Settings):

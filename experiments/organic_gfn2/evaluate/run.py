@@ -31,6 +31,7 @@ FIGURES: dict[str, Measure] = {
     "stability": stability.measure,
     "nve": nve.measure,
     "invariance": invariance.measure,
+    "calibration": uncertainty.calibration,
     "uncertainty": uncertainty.measure,
     "speed": speed.measure,
 }
@@ -42,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a .safetensors file, or a pretrained name")
     parser.add_argument("--small", help="second model of the committee; without it, no uncertainty")
+    parser.add_argument("--labels", nargs="+", help="files of labelled frames that calibrate the uncertainty")
     parser.add_argument("--student", help="the published student's checkpoint")
     parser.add_argument("--reference", type=Path, default=Path(__file__).parents[1] / "reference")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the results")
@@ -68,8 +70,12 @@ def main() -> None:
             if path.exists():
                 module.draw(context, json.loads(path.read_text(encoding="utf-8")))
         return
-    if options.small is None and "uncertainty" in names:
-        names.remove("uncertainty")
+    if options.labels:
+        settings["labels"] = options.labels
+    if not options.only:
+        absent = [] if options.small and options.labels else ["calibration"]
+        absent += [] if options.small else ["uncertainty"]
+        names = [name for name in names if name not in absent]
     failed = evaluate(context, names)
     if options.student:
         student = Context(options.student, options.reference, options.output / "student", None, options.limit, settings)
