@@ -424,14 +424,17 @@ class _Run:
         save_checkpoint(path, params, self.config.model, {"training": self.record(step)})
 
     def record(self, step: int) -> dict[str, Any]:
-        """What a model file says of its training."""
+        """What a model file says of its training; of the data's paths, the names."""
+        config = self.config.model_dump(mode="json", exclude={"model"})
+        for part in ("train", "valid", "test"):
+            config["data"][part] = config["data"][part] and [Path(source).name for source in config["data"][part]]
         return {
             "step": step,
             "of_steps": self.config.run.steps,
             "data_sha256": self.dataset.checksum,
             "data": self.dataset.counts(),
             "validation": self.course.errors,
-            "config": self.config.model_dump(mode="json", exclude={"model"}),
+            "config": config,
             "versions": versions(),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }

@@ -26,8 +26,8 @@ from jaxff.files import atomic_write
 from jaxff.neighbors import bucket
 
 WHOLE = {
-    300: Bar("molecules whole after 100 ps at 300 K", "of 100", 100, 100, high=True),
-    600: Bar("molecules whole after 100 ps at 600 K", "of 50", 48, 50, high=True),
+    300: Bar("molecules whole in dynamics at 300 K", "of 100", 100, 100, high=True),
+    600: Bar("molecules whole in dynamics at 600 K", "of 50", 48, 50, high=True),
 }
 MOLECULES = {300: 100, 600: 50}
 TIMESTEP, FRICTION, EVERY, HYDROGEN = 2.0, 0.01, 50, 4.0  # fs, 1/fs, steps, amu
