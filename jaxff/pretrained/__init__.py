@@ -36,7 +36,7 @@ class Figure(Settings):
     @property
     def text(self) -> str:
         """Value, unit and what it was measured on."""
-        return f"{self.value:.3g} {self.unit}" + (f" ({self.on})" if self.on else "")
+        return f"{self.value:.3g} {self.unit}".rstrip() + (f" ({self.on})" if self.on else "")
 
 
 class Calibration(Settings):
