@@ -64,8 +64,8 @@ def molecule_of(values: dict[str, Any]) -> str:
 def _labelled(atoms: Atoms, values: dict[str, Any], energy_key: str | None, forces_key: str | None) -> Frame:
     if atoms.pbc.any():
         raise DataError("periodic, and jaxff knows molecules only")
-    energy = np.asarray(_value(values, "energy", (energy_key,) if energy_key else ENERGY_KEYS), dtype=np.float64)
-    forces = np.asarray(_value(values, "forces", (forces_key,) if forces_key else FORCES_KEYS), dtype=np.float32)
+    energy = _array(values, "energy", (energy_key,) if energy_key else ENERGY_KEYS)
+    forces = _array(values, "forces", (forces_key,) if forces_key else FORCES_KEYS)
     if energy.size != 1:
         raise DataError(f"expected one energy, received {energy.size}")
     if forces.shape != atoms.positions.shape:
@@ -73,10 +73,13 @@ def _labelled(atoms: Atoms, values: dict[str, Any], energy_key: str | None, forc
     return Frame(atoms.numbers, atoms.positions, float(energy.reshape(())), forces, molecule_of(values))
 
 
-def _value(values: dict[str, Any], what: str, keys: tuple[str, ...]) -> Any:
+def _array(values: dict[str, Any], what: str, keys: tuple[str, ...]) -> np.ndarray:
     for key in keys:
         if values.get(key) is not None:
-            return values[key]
+            try:
+                return np.asarray(values[key], dtype=np.float64)
+            except (TypeError, ValueError):
+                raise DataError(f"expected numbers under {key}, received {str(values[key])[:60]!r}") from None
     raise DataError(f"no {what} under {' or '.join(keys)}")
 
 

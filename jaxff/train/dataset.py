@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,7 +12,7 @@ from jaxtyping import Float, Int
 from jaxff.config import PainnConfig, StudentConfig
 from jaxff.errors import DataError
 from jaxff.train.config import DataConfig
-from jaxff.train.data import read_frames, split_by_molecule
+from jaxff.train.data import checksum, read_frames, split_by_molecule
 from jaxff.train.frames import Frames
 
 SPLITS = ("train", "valid", "test")
@@ -87,14 +86,6 @@ def remainders(frames: Frames, references: Float[np.ndarray, "Z"]) -> Float[np.n
     if not len(frames):
         return frames.energies
     return frames.energies - np.add.reduceat(references[frames.numbers], frames.splits[:-1])
-
-
-def checksum(frames: Frames) -> str:
-    """SHA-256 over numbers, positions, energies, forces and splits."""
-    digest = hashlib.sha256()
-    for array in (frames.numbers, frames.positions, frames.energies, frames.forces, frames.splits):
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
 
 
 def _check(frames: Frames, train: np.ndarray, valid: np.ndarray, model: PainnConfig | StudentConfig) -> None:

@@ -487,3 +487,13 @@ def test_fractions_that_do_not_add_up(frames: Frames, fractions: tuple[float, fl
 def test_everything_may_be_training(frames: Frames) -> None:
     train, valid, test = split_by_molecule(frames, (1.0, 0.0, 0.0))
     assert (len(train), len(valid), len(test)) == (20, 0, 0)
+
+
+@pytest.mark.parametrize(("old", "new"), [("energy=", "energy=none-"), ("forces", "energies")])
+def test_labels_that_are_no_numbers(frames: Frames, tmp_path: Path, old: str, new: str) -> None:
+    write_xyz(tmp_path / "a.xyz", frames)
+    text = (tmp_path / "a.xyz").read_text()
+    assert old in text
+    (tmp_path / "a.xyz").write_text(text.replace(old, new, 1))
+    with pytest.raises(DataError, match=r"1 of \d+ frames .*a\.xyz, frame 0: (expected numbers|no forces)"):
+        read_frames([tmp_path / "a.xyz"])
