@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import numpy as np
 
 from jaxff import models
 from jaxff.checkpoint import load_checkpoint, save_checkpoint
-from jaxff.errors import TrainingError
+from jaxff.errors import ConfigError, TrainingError
 from jaxff.files import atomic_write
 from jaxff.loading import load_potential
 from jaxff.models.parameters import Params
@@ -129,13 +130,19 @@ def train(
     another model, or ten steps in a row gave a loss or gradient that isn't finite.
     """
     started = time.monotonic()
+    if max_minutes is not None and not max_minutes >= 0:
+        raise ConfigError(f"expected max_minutes of at least 0, received {max_minutes}")
     paths = Output(Path(output))
-    resume = resume and paths.checkpoints.is_dir() and any(paths.checkpoints.iterdir())
-    _prepare(paths, resume, overwrite)
+    resume = resume and (_has_entries(paths.checkpoints) or not (paths.best.exists() or paths.last.exists()))
+    old = [] if resume else _old_run(paths, overwrite)
+    _make_folder(paths.folder)
     params, config = _start_parameters(config, init, note)
     dataset = load_dataset(config.data, config.model, note)
+    steps = Steps(config.model, config)
+    for path in old:  # only now: nothing is lost to a run that can't start
+        _remove(path)
     with Saver(paths.checkpoints) as saver:
-        run = _Run(config, dataset, params, paths, saver, progress, note)
+        run = _Run(config, dataset, params, paths, saver, steps, progress, note)
         if resume and saver.latest is not None:
             run.restore(saver.latest)
         else:
@@ -145,26 +152,40 @@ def train(
             return run.go(stop, deadline)
 
 
-def _prepare(paths: Output, resume: bool, overwrite: bool) -> None:
+def _has_entries(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _old_run(paths: Output, overwrite: bool) -> list[Path]:
+    """What an earlier run left, if it may be replaced. Raises TrainingError."""
+    files = [getattr(paths, name) for name in ("metrics", "best", "last", "summary")]
+    taken = [path for path in files if path.exists()]
+    going_on = _has_entries(paths.checkpoints)
+    if going_on:
+        taken.append(paths.checkpoints)
+    if taken and not overwrite:
+        names = ", ".join(path.name for path in taken)
+        way = "pass --resume or --overwrite" if going_on else "pass --overwrite (there is no checkpoint to resume from)"
+        raise TrainingError(f"{paths.folder}: already holds a run ({names}): name another folder, or {way}")
+    return taken
+
+
+def _remove(path: Path) -> None:
     import shutil
 
-    files = ("metrics", "best", "last", "summary", "checkpoints")
-    taken = [path for path in (getattr(paths, name) for name in files) if path.exists()]
-    if taken and not resume:
-        if not overwrite:
-            names = ", ".join(path.name for path in taken)
-            raise TrainingError(
-                f"{paths.folder}: already holds a run ({names}): name another folder, or pass --resume or --overwrite"
-            )
-        for path in taken:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _make_folder(folder: Path) -> None:
     try:
-        paths.folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TrainingError(f"{paths.folder}: can't be written to ({error.strerror})") from None
+        raise TrainingError(f"{folder}: can't be written to ({error.strerror})") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise TrainingError(f"{folder}: can't be written to (no permission)")
 
 
 def _start_parameters(config: TrainConfig, init: str | Path | None, note: Note) -> tuple[Params, TrainConfig]:
@@ -189,12 +210,13 @@ class _Run:
         params: Params,
         paths: Output,
         saver: Saver,
+        steps: Steps,
         progress: Callable[[Status], None] | None,
         note: Note,
     ) -> None:
         self.config, self.dataset, self.paths, self.saver = config, dataset, paths, saver
         self.progress, self.note = progress or (lambda _: None), note
-        self.steps = Steps(config.model, config)
+        self.steps = steps
         self.params = params
         self.references: np.ndarray | None = None
         if "reference" in params:
@@ -284,6 +306,7 @@ class _Run:
         works = stream(self.packer, self.dataset.train, run.seed, self.course.position)
         clock = self._clock = _Clock(self.course.elapsed_s)
         status: Literal["completed", "early", "stopped"] = "completed"
+        self.save(step)  # a kill from now on leaves what --resume goes on from
         with Prefetch(works, self.steps.put) as batches:
             while step < run.steps:
                 if stop() or (deadline is not None and time.monotonic() > deadline):

@@ -43,8 +43,9 @@ class Metrics:
         self.rows: list[Row] = []
         if step is not None and path.exists():
             with path.open(newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.DictReader(file) if _is_number(row.get("step"))]
-            self.rows = [row for row in rows if int(row["step"]) <= step]
+                # a row that a kill cut has no last column
+                rows = [row for row in csv.DictReader(file) if set(row) == set(COLUMNS) and row[COLUMNS[-1]]]
+            self.rows = [row for row in rows if _is_number(row["step"]) and int(row["step"]) <= step]
         with atomic_write(path) as temporary:
             temporary.write_text(_lines([dict(zip(COLUMNS, COLUMNS, strict=True)), *self.rows]), encoding="utf-8")
 

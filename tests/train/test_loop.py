@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from jaxff import models
 from jaxff.checkpoint import flatten, load_checkpoint, save_checkpoint
 from jaxff.cli import app
 from jaxff.config import PainnConfig, StudentConfig
-from jaxff.errors import DataError, TrainingError
+from jaxff.errors import CheckpointError, ConfigError, DataError, TrainingError
 from jaxff.loading import load_potential
 from jaxff.train import loop
 from jaxff.train.config import TrainConfig
@@ -26,6 +27,7 @@ from jaxff.train.dataset import load_dataset
 from jaxff.train.hdf5 import write_hdf5
 from jaxff.train.interactive import until_signalled
 from jaxff.train.loop import Status, train
+from jaxff.train.report import Metrics
 from jaxff.train.step import Steps
 from tests.train.teacher import ELEMENTS, labelled
 
@@ -314,6 +316,58 @@ def test_the_command(run: Path, file: Path, tmp_path: Path) -> None:
     missing = runner.invoke(app, ["train", str(config), "-o", str(tmp_path / "none"), "-q"])
     assert missing.exit_code == 2
     assert "nowhere.xyz" in missing.stderr
+
+
+def test_a_run_that_cannot_start_deletes_nothing(run: Path, file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    before = sorted(path.name for path in folder.rglob("*"))
+    with pytest.raises(DataError, match="nowhere"):
+        train(settings(file, data={"train": ["nowhere.h5"]}), folder, overwrite=True)
+    with pytest.raises(CheckpointError, match="no such file"):
+        train(settings(file), folder, init=tmp_path / "none.safetensors", overwrite=True)
+    assert sorted(path.name for path in folder.rglob("*")) == before
+    # a model in the folder that is replaced may be where the new run starts
+    result = train(settings(file), folder, init=folder / "best.safetensors", overwrite=True, stop=lambda: True)
+    assert (result.status, result.step, (folder / "best.safetensors").exists()) == ("stopped", 0, False)
+
+
+def test_killed_before_its_first_checkpoint(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "metrics.csv").write_text("step\n")
+    with pytest.raises(TrainingError, match="no checkpoint to resume from"):
+        train(settings(file), tmp_path)
+    with pytest.raises(ConfigError, match="max_minutes"):
+        train(settings(file), tmp_path, resume=True, max_minutes=float("nan"))
+    seen = []
+
+    def stop() -> bool:
+        seen.append(sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()))
+        return True
+
+    assert train(settings(file), tmp_path, resume=True, stop=stop).status == "stopped"
+    assert seen == [[0]]  # there from the start
+
+
+def test_a_model_without_checkpoints_is_not_trained_over(run: Path, file: Path, tmp_path: Path) -> None:
+    shutil.copy(run / "best.safetensors", tmp_path)
+    with pytest.raises(TrainingError, match="no checkpoint to resume from"):
+        train(settings(file), tmp_path, resume=True)
+    assert (tmp_path / "best.safetensors").exists()
+
+
+def test_devices_that_are_not_there_leave_no_run(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"run\.devices"):
+        train(settings(file, run={"devices": 99}), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_row_that_a_kill_cut_is_left_out(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path / "metrics.csv")
+    metrics.append({"step": 10, "elapsed_s": 1.0})
+    with metrics.path.open("a") as file:
+        file.write("1")  # of 120
+    assert [row["step"] for row in Metrics(metrics.path, 100).rows] == ["10"]
 
 
 def test_signals_are_a_question() -> None:
