@@ -1,5 +1,6 @@
 """Every test runs with float64 at hand and without silent dtype promotion."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -17,3 +18,18 @@ def student_dir() -> Path:
     if not (STUDENT / "parity_public.npz").exists():
         pytest.skip("the real student weights are not at hand")
     return STUDENT
+
+
+@pytest.fixture(scope="module")
+def compile_quickly() -> Iterator[None]:
+    """XLA without most of its optimisations, in processes that are started, too.
+
+    For modules whose programs take longer to compile than to run and whose numbers do not hang on how.
+    """
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(name.upper(), "1")
+        yield
+    jax.config.update(name, before)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 STUDY = Path(__file__).parents[1] / "experiments" / "gradient_check"
 Chem = pytest.importorskip("rdkit.Chem")
 

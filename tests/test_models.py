@@ -20,6 +20,7 @@ from jaxff.system import Pairs
 from tests.structures import CONFIGS, LAYOUTS, PAINN, STUDENT, pairs_in_layout, random_params, random_structure
 from tests.vjp import assert_close
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 NAMES = list(CONFIGS)
 
 

@@ -8,8 +8,9 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "experiments" / "notebooks" / "first_steps.ipynb"
 ORGANIC = NOTEBOOK.with_name("organic.ipynb")
 
-# the kernel's own messages on shutting down are not ours to judge
 pytestmark = [
+    pytest.mark.usefixtures("compile_quickly"),
+    # the kernel's own messages on shutting down are not ours to judge
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]

@@ -27,6 +27,7 @@ from jaxff.uncertainty import pretrained_committee
 from tests.structures import random_params
 
 pytest.importorskip("h5py")
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 STUDY = Path(__file__).parents[1] / "experiments" / "organic_gfn2"
 ELEMENTS = (1, 6, 7, 8, 9, 15, 16, 17, 35)
 NAMES = ("CH3CH2OH", "H2O", "CH3NO2")

@@ -25,6 +25,7 @@ from jaxff.interop.ase import JaxffCalculator
 from jaxff.models import init_params
 from jaxff.potential import Potential
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 ELEMENTS = (1, 6, 7, 8, 9, 15, 16, 17, 35)
 CONFIG = PainnConfig(
     hidden_dim=8, num_interactions=1, num_rbf=8, max_z=35, elements=ELEMENTS, repulsion="zbl", closed_shell=True

@@ -15,6 +15,7 @@ from jaxff.tabulate import tabulate
 from tests.structures import CONFIGS, random_params, random_structure
 from tests.vjp import check_vjp
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 NAMES = list(CONFIGS)
 
 
