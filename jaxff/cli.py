@@ -380,7 +380,7 @@ def label(
     try:
         with bar as progress:
             done = do_label(
-                read_structures(structures),
+                read_structures(structures, any_charge=teacher.startswith("ase:")),
                 teacher,
                 output,
                 processes=processes if processes is not None else os.cpu_count() or 1,
@@ -388,7 +388,8 @@ def label(
                 progress=progress,
             )
     except KeyboardInterrupt:
-        _note(f"{partial_path(output)} keeps the labels so far; the same command goes on")
+        if partial_path(output).exists():
+            _note(f"{partial_path(output)} keeps the labels so far; the same command goes on")
         raise
     rows = [("labels", f"{done.labels} in {output}"), ("made now", str(done.made))]
     if done.duplicates:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
@@ -40,9 +42,8 @@ class Journal:
     def __init__(self, path: str | Path, header: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self.outcomes: dict[bytes, Outcome] = {}
-        self._file: BinaryIO = open(self.path, "a+b")  # noqa: SIM115  (closed by __exit__)
+        self._file: BinaryIO = self._locked()
         try:
-            self._lock()
             self._recover(dict(header))
         except BaseException:
             self._file.close()
@@ -69,15 +70,19 @@ class Journal:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._file.close()
 
-    def _lock(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # no such locks on this system
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"{self.path}: in use by another run of `jaxff label`") from None
+    def _locked(self) -> BinaryIO:
+        """The file, open and locked; opened again where another run removed it in between."""
+        while True:
+            file: BinaryIO = open(self.path, "a+b")  # noqa: SIM115  (closed by __exit__)
+            try:
+                _lock(file, self.path)
+                with suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
+                        return file
+            except BaseException:
+                file.close()
+                raise
+            file.close()
 
     def _recover(self, header: dict[str, Any]) -> None:
         self._file.seek(0)
@@ -105,6 +110,17 @@ class Journal:
         # one write: appended whole, or torn, which the CRC tells
         self._file.write(_HEAD.pack(len(payload), zlib.crc32(payload)) + payload)
         self._file.flush()
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DataError(f"{path}: in use by another run of `jaxff label`") from None
 
 
 def check_header(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

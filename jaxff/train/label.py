@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -21,7 +22,7 @@ from jaxtyping import Float, Int
 
 from jaxff import __version__
 from jaxff.errors import DataError, LabelError, StructureError
-from jaxff.system import check_structure
+from jaxff.system import check_neutral_singlet, check_structure
 from jaxff.train.ase_files import iterate_atoms, molecule_of
 from jaxff.train.data import find_files, with_formulas
 from jaxff.train.frames import Frame, Frames
@@ -64,10 +65,11 @@ def partial_path(output: str | Path) -> Path:
     return Path(f"{output}.partial")
 
 
-def read_structures(sources: Sequence[str | Path]) -> Iterator[Structure]:
+def read_structures(sources: Sequence[str | Path], *, any_charge: bool = False) -> Iterator[Structure]:
     """The structures of files (any format that ASE reads, all frames; HDF5 as in jaxff.train.hdf5), folders, globs.
 
-    Raises DataError: a file that can't be read, a periodic or an impossible structure (its file and frame named).
+    any_charge: take one that its file calls charged or open-shell, too; charge and spin are not handed on.
+    Raises DataError: a file that can't be read; a periodic, an impossible, or such a structure (file and frame named).
     """
     for path in find_files(sources):
         if path.suffix.lower() in SUFFIXES:
@@ -80,6 +82,9 @@ def read_structures(sources: Sequence[str | Path]) -> Iterator[Structure]:
         for index, (atoms, values) in enumerate(iterate_atoms(path)):
             try:
                 z, r = check_structure(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+                if not any_charge:
+                    charges, moments = atoms.get_initial_charges(), atoms.get_initial_magnetic_moments()
+                    check_neutral_singlet({k: v for k, v in values.items() if np.ndim(v) == 0}, charges, moments)
             except StructureError as error:
                 raise DataError(f"{path}, frame {index}: {error}") from None
             yield Structure(z, r, molecule_of(values))
@@ -119,14 +124,21 @@ def label(
     if processes < 1:
         raise DataError(f"expected at least one process, received {processes}")
     target = Path(output)
+    if target.suffix.lower() not in SUFFIXES:
+        raise DataError(f"{target}: expected the name of an output to end in {' or '.join(SUFFIXES)}")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target}: the folder {target.parent} does not exist")
     own = make_teacher(teacher)
     wanted, duplicates = _by_key(structures, own.identity)
     if not wanted:
         raise DataError("expected structures to label, received none")
-    before, done = _finished(target, own)
     with Journal(partial_path(target), _header(own)) as journal:
+        try:
+            before, done = _finished(target, own)  # once locked: another run may have ended just now
+        except DataError:
+            if not journal.outcomes:
+                journal.remove()
+            raise
         done |= journal.outcomes
         todo = [key for key in wanted if key not in done or (retry_failed and isinstance(done[key], str))]
         count = len(wanted) - len(todo)
@@ -266,7 +278,8 @@ def _by_processes(spec: str, todo: list[tuple[bytes, Structure]], processes: int
             for _ in range(processes):
                 mine, theirs = spawn.Pipe()
                 worker = spawn.Process(target=_work, args=(spec, theirs), daemon=True)
-                worker.start()
+                with _deaf_to_ctrl_c():  # inherited: until a process can ignore it by itself, it would die loudly
+                    worker.start()
                 theirs.close()  # so that the end of the worker is the end of the pipe
                 workers[mine] = worker
         sizes = dict.fromkeys(workers, 1)
@@ -315,6 +328,19 @@ def _work(spec: str, pipe: Connection) -> None:
             start = time.monotonic()
             outcomes = [_outcome(teacher, structure) for structure in structures]
             pipe.send((outcomes, time.monotonic() - start))
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """SIGINT is ignored within, where this is the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -58,7 +58,8 @@ class Teacher:
 def make_teacher(spec: str) -> Teacher:
     """The teacher of a spec. Raises ConfigError for one that isn't known, or whose library is missing.
 
-    tblite:METHOD  GFN2-xTB, GFN1-xTB, IPEA1-xTB; neutral; options: tblite's own (accuracy, max-iter, temperature, ...)
+    tblite:METHOD  GFN2-xTB, GFN1-xTB, IPEA1-xTB; neutral molecules with an even number of electrons, others raise
+                   StructureError; options: tblite's own (accuracy, max-iter, temperature, ...)
     jaxff:MODEL    a model's file or name, in float64
     ase:module.Class  any ASE calculator; options go to the class
     """
@@ -86,6 +87,7 @@ def _tblite(spec: str, rest: str) -> Teacher:
         return made
 
     def evaluate(numbers: Int[np.ndarray, "N"], positions: Float[np.ndarray, "N 3"]) -> Label:
+        check_structure(numbers, positions, closed_shell=True)  # tblite would take a radical for a doublet, silently
         # a new calculator for each structure: a label must not depend on the one before it
         result = calculator(numbers, positions).singlepoint()
         return result["energy"] * Hartree, -result["gradient"] * (Hartree / Bohr)
@@ -153,11 +155,11 @@ def _options(spec: str, rest: str) -> tuple[str, dict[str, Any]]:
 def _library(spec: str, module: str, package: str) -> Any:
     try:
         return import_module(module)
-    except ImportError as error:
+    except Exception as error:  # a module that is imported may raise anything
         raise ConfigError(
             f"teacher {spec}: expected the Python module {module}, which can't be imported ({error}); "
             f"`pip install {package}` may provide it"
-        ) from None
+        ) from error
 
 
 def _versions(*packages: str) -> dict[str, str]:

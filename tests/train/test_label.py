@@ -27,6 +27,8 @@ from jaxff.config import PainnConfig
 from jaxff.errors import ConfigError, DataError, LabelError, StructureError
 from jaxff.loading import load_potential
 from jaxff.models import init_params
+from jaxff.train import journal as journal_module
+from jaxff.train import label as label_module
 from jaxff.train.data import read_frames
 from jaxff.train.hdf5 import read_metadata
 from jaxff.train.journal import Journal, Label
@@ -446,6 +448,8 @@ def test_outputs_that_cannot_be(tmp_path: Path) -> None:
         label(given, EMT_SPEC, tmp_path / "b.h5")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         label(given, EMT_SPEC, tmp_path / "none" / "a.h5")
+    with pytest.raises(DataError, match=r"a\.xyz: expected the name of an output to end in \.h5"):
+        label(given, EMT_SPEC, tmp_path / "a.xyz")
     with pytest.raises(DataError, match="received none"):
         label([], EMT_SPEC, tmp_path / "c.h5")
     with pytest.raises(DataError, match="at least one process"):
@@ -453,6 +457,64 @@ def test_outputs_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(StructureError, match="finite positions"):
         label([(np.array([1]), np.full((1, 3), np.nan))], EMT_SPEC, tmp_path / "c.h5")
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_run_that_ends_while_another_begins_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between reading structures and locking the journal, a whole run of others comes and goes."""
+    first, second = structures(4)[:2], structures(4)[2:]
+    real = label_module.Journal
+
+    def journal(*arguments: Any) -> Journal:
+        monkeypatch.setattr(label_module, "Journal", real)
+        label(first, EMT_SPEC, tmp_path / "a.h5")
+        return real(*arguments)
+
+    monkeypatch.setattr(label_module, "Journal", journal)
+    assert label(second, EMT_SPEC, tmp_path / "a.h5").labels == 4
+
+
+def test_a_journal_that_is_removed_while_it_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, real, locked = tmp_path / "a.partial", journal_module._lock, []
+
+    def lock(file: Any, at: Path) -> None:
+        real(file, at)
+        locked.append(file)
+        if len(locked) == 1:
+            at.unlink()
+
+    monkeypatch.setattr(journal_module, "_lock", lock)
+    with Journal(path, {"teacher": "x", "versions": {}}) as journal:
+        journal.append(bytes(32), "reason")
+        assert path.stat().st_size > 0
+        with pytest.raises(DataError, match="in use"):
+            Journal(path, {"teacher": "x", "versions": {}})
+
+
+def test_tblite_labels_no_radicals() -> None:
+    with pytest.raises(StructureError, match="9 electrons"):
+        make_teacher("tblite:GFN2-xTB")(molecule("CH3").numbers, molecule("CH3").positions)
+
+
+@pytest.mark.parametrize("said", ["info", "charges", "moments"])
+def test_what_a_file_calls_charged_or_open_shell_is_refused(tmp_path: Path, said: str) -> None:
+    atoms = molecule("H2O")
+    if said == "info":
+        atoms.info["charge"] = 1
+    elif said == "charges":
+        atoms.set_initial_charges([1.0, 0.0, 0.0])
+    else:
+        atoms.set_initial_magnetic_moments([2.0, 0.0, 0.0])
+    ase.io.write(tmp_path / "s.xyz", [molecule("H2O"), atoms], format="extxyz")
+    with pytest.raises(DataError, match=r"s\.xyz, frame 1: expected a (neutral|closed-shell)"):
+        list(read_structures([tmp_path / "s.xyz"]))
+    assert len(list(read_structures([tmp_path / "s.xyz"], any_charge=True))) == 2
+
+
+def test_ctrl_c_is_not_for_processes_that_start() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with label_module._deaf_to_ctrl_c():
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_structures_that_cannot_be(tmp_path: Path) -> None:
@@ -500,6 +562,7 @@ def test_the_command(tmp_path: Path) -> None:
     [
         (("none.xyz", "--teacher", EMT_SPEC), "none.xyz: no such file"),
         (("s.xyz", "--teacher", "zz"), "expected a teacher"),
+        (("s.xyz", "--teacher", "ase:..emt.EMT"), "can't be imported"),
         (("s.xyz", "--teacher", EMT_SPEC, "-p", "0"), "at least one process"),
     ],
 )
