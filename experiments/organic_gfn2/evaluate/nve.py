@@ -10,27 +10,25 @@ from dynamics import Dynamics
 
 from evaluate.common import Bar, Context, draws, figure, save_figure
 from jaxff.potential import Potential
+from jaxff.train.frames import Frames
 
 DRIFT = Bar("NVE drift, float32, 0.5 fs, mean absolute", "meV/atom/ps", 0.01, 0.001)
-MOLECULES, KELVIN, TIMESTEP, EVERY = 10, 300.0, 0.5, 100
+MOLECULES, GROUPS, KELVIN, TIMESTEP, EVERY = 10, 5, 300.0, 0.5, 100
 
 
 def measure(context: Context) -> dict[str, Any]:
     """Drift of each molecule, with its statistical error; nve.png. options: nve_ps (20), equilibration_ps (2)."""
     frames = context.frames("drug")
     frames = frames.select(np.unique(np.linspace(0, len(frames) - 1, MOLECULES).astype(int)))
+    frames = frames.select(np.argsort(frames.num_atoms, kind="stable"))
     potential = without_references(context.single)
-    numbers = [frame.numbers for frame in frames]
     blocks = max(4, round(context.options.get("nve_ps", 20.0) * 1000 / TIMESTEP / EVERY))
-    warm = Dynamics(potential, numbers, TIMESTEP, 0.01)
-    state = warm.start([frame.positions for frame in frames], KELVIN, seed=0)
-    state = warm.run(state, KELVIN, max(1, round(context.options.get("equilibration_ps", 2.0) * 1000 / TIMESTEP)))
-    free = Dynamics(potential, numbers, TIMESTEP, 0.0)
+    warming = max(1, round(context.options.get("equilibration_ps", 2.0) * 1000 / TIMESTEP))
     totals = []
-    for _ in range(blocks):
-        state = free.run(state, KELVIN, EVERY)
-        totals.append(np.asarray(state.energies, np.float64) + free.kinetic(state))
-    energy = 1e3 * np.array(totals) / frames.num_atoms  # meV/atom, [blocks, molecules]
+    for rows in np.array_split(np.arange(len(frames)), min(GROUPS, len(frames))):
+        totals.append(_totals(potential, frames.select(rows), warming, blocks))
+        context.tell(f"nve: {rows[-1] + 1} of {len(frames)} molecules")
+    energy = 1e3 * np.concatenate(totals, axis=1) / frames.num_atoms  # meV/atom, [blocks, molecules]
     ps = np.arange(1, blocks + 1) * EVERY * TIMESTEP / 1000
     lines = [np.polyfit(ps, row, 1, cov=True) for row in energy.T]
     slopes = np.array([line[0][0] for line in lines])
@@ -53,6 +51,20 @@ def measure(context: Context) -> dict[str, Any]:
     }
     draw(context, result)
     return result
+
+
+def _totals(potential: Potential, frames: Frames, warming: int, blocks: int) -> np.ndarray:
+    """Total energies after each block of steps, [blocks, B] eV, of molecules of like size."""
+    numbers = [frame.numbers for frame in frames]
+    warm = Dynamics(potential, numbers, TIMESTEP, 0.01)
+    state = warm.start([frame.positions for frame in frames], KELVIN, seed=0)
+    state = warm.run(state, KELVIN, warming)
+    free = Dynamics(potential, numbers, TIMESTEP, 0.0)
+    totals = []
+    for _ in range(blocks):
+        state = free.run(state, KELVIN, EVERY)
+        totals.append(np.asarray(state.energies, np.float64) + free.kinetic(state))
+    return np.array(totals)
 
 
 @draws
