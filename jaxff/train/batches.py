@@ -17,9 +17,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxff import neighbors
+from jaxff.errors import DataError
 from jaxff.train.frames import Frames
 
 CHUNK = 1 << 21  # distances at once
+LARGEST = 1 << 15  # atoms of a frame: pairs are kept as int16
 DENSE_LIMIT = 400  # atoms; larger frames take a tree
 AHEAD = 8  # batches made before they are asked for
 
@@ -98,9 +100,12 @@ def find_pairs(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Senders, receivers (int16, local), start and count of each frame's directed pairs, receivers sorted.
 
-    Frames of one size are taken together, in chunks of dense distances in float64.
+    Frames of one size are taken together, in chunks of dense distances in float64. Raises DataError for a frame of
+    more than 32768 atoms.
     """
     counts = np.diff(splits)
+    if counts.max(initial=0) > LARGEST:
+        raise DataError(f"expected frames of at most {LARGEST} atoms, received one of {counts.max()}")
     pair_start, pair_count = np.zeros(len(counts), np.int64), np.zeros(len(counts), np.int64)
     senders: list[np.ndarray] = [np.zeros(0, np.int16)]
     receivers: list[np.ndarray] = [np.zeros(0, np.int16)]

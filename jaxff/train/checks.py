@@ -12,6 +12,7 @@ from jaxff.errors import DataError
 from jaxff.train.frames import Frames
 from jaxff.units import covalent_radii
 
+FAR = 1e6  # Å from the origin: no molecule is there, and float32 loses its shape
 OVERLAP = 0.2  # Å: atoms nearer than this lie on each other
 NET_FORCE = 0.05, 1e-3  # eV/Å per atom, and relative to the mean force: more is no force of this molecule alone
 BONDS = 0.65, 1.4  # shortest distance over the sum of covalent radii, median of a file; Å taken for Bohr: 0.53, or 1.9
@@ -42,8 +43,9 @@ class Part:
 def check(part: Part, max_force: float) -> Part:
     """The part without its bad frames; lengths in Å, energies in eV.
 
-    Bad: no atoms, atomic numbers outside 1..118, NaN, a force component above max_force (eV/Å), atoms closer than
-    0.2 Å, a net force. Raises DataError where the units of the whole file are not plausible (`plausible`).
+    Bad: no atoms, atomic numbers outside 1..118, NaN, a position beyond 1e6 Å, a force component above max_force
+    (eV/Å), atoms closer than 0.2 Å, a net force. Raises DataError where the units of the whole file are not plausible
+    (`plausible`).
     """
     part = part.without(_not_numbers(part.frames))
     closest = closest_distances(part.frames)
@@ -163,6 +165,8 @@ def _not_numbers(frames: Frames) -> dict[int, str]:
     _note(bad, _any(wrong, frames), lambda b: "an atomic number outside 1..118")
     _note(bad, ~np.isfinite(frames.energies), lambda b: f"energy {frames.energies[b]}")
     _note(bad, _any(~np.isfinite(frames.positions).all(axis=1), frames), lambda b: "NaN or infinity in its positions")
+    far = np.abs(frames.positions).max(axis=1, initial=0.0) > FAR
+    _note(bad, _any(far, frames), lambda b: f"a position beyond {FAR:g} Å")
     _note(bad, _any(~np.isfinite(frames.forces).all(axis=1), frames), lambda b: "NaN or infinity in its forces")
     return bad
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from jaxff.config import ModelConfig, PainnConfig, Settings, parse_settings, read_yaml
 from jaxff.train.data import Units
@@ -29,6 +29,11 @@ class DataConfig(Settings):
     units: Units = Field(default_factory=Units, description="of the files: energy, length")
     max_force: float = Field(default=100.0, gt=0.0, description="eV/Å; frames with larger force components are bad")
     on_bad: Literal["refuse", "drop"] = Field(default="refuse", description="what happens to bad frames")
+
+    @field_validator("train", "valid", "test", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _fractions_add_up(self) -> DataConfig:

@@ -72,7 +72,10 @@ def load_dataset(
         split = split_by_molecule(frames.select(train), config.fractions, config.split_seed)
         rest = train
         train, valid = rest[split[0]], rest[split[1]]
-        test = test if config.test is not None else rest[split[2]]
+        if config.test is None:
+            test = rest[split[2]]
+        else:  # what would have been split off for it
+            train = np.sort(np.concatenate([train, rest[split[2]]]))
     for line in notes[:5]:
         note(f"dropped: {line}")
     if len(notes) > 5:

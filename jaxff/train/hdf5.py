@@ -8,9 +8,12 @@ pbc bool [B, 3], and jaxff's own, optional: molecules, UTF-8 strings [B].
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,9 @@ def write_hdf5(
 
     text = h5py.string_dtype("utf-8")
     count = len(frames)
-    with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
+    names = sum(len(name.encode()) + 64 for name in frames.molecules)
+    room = 44 * len(frames.numbers) + 160 * count + names + (1 << 16)
+    with atomic_write(path) as temporary, _with_room(temporary, room, path), h5py.File(temporary, "w") as file:
         structures = file.create_group("structures")
         _write(structures, "atomic_numbers", frames.numbers, np.int64)
         _write(structures, "atomic_numbers_splits", frames.splits, np.int64)
@@ -64,6 +69,20 @@ def write_hdf5(
             )
 
 
+@contextmanager
+def _with_room(temporary: Path, size: int, path: str | Path) -> Iterator[None]:
+    """Raises OSError where the disk has no room for `size` bytes: h5py ends the process on a full one."""
+    if hasattr(os, "posix_fallocate"):
+        with open(temporary, "r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
+            file.truncate(0)
+    yield
+
+
 def read_hdf5(path: str | Path) -> Part:
     """The labelled frames of a file, in the order of the labels and in the file's units; no value is checked yet.
 
@@ -76,7 +95,7 @@ def read_hdf5(path: str | Path) -> Part:
     try:
         with h5py.File(path, "r") as file:
             return _read(name, file)
-    except OSError as error:
+    except (OSError, RuntimeError, KeyError) as error:  # what h5py raises at damage
         raise DataError(f"{name}: not an HDF5 file that can be read ({error})") from None
 
 
@@ -91,7 +110,7 @@ def read_metadata(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarra
                 return {}, {}
             tables = {key: table.asstr()[()] if table.dtype.kind == "O" else table[()] for key, table in group.items()}
             return dict(group.attrs), tables
-    except OSError as error:
+    except (OSError, RuntimeError, KeyError) as error:
         raise DataError(f"{path}: not an HDF5 file that can be read ({error})") from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxff.train.loop import Status
@@ -73,7 +74,7 @@ def _info(status: Status) -> str:
     return " · ".join(parts)
 
 
-def outcome(summary: dict, folder: object) -> list[tuple[str, str]]:
+def outcome(summary: dict, folder: Path) -> list[tuple[str, str]]:
     """The summary as (name, value) rows for a terminal."""
     data = summary["data"]
     counts = ", ".join(f"{data[name]['frames']} {name}" for name in data)
@@ -86,4 +87,5 @@ def outcome(summary: dict, folder: object) -> list[tuple[str, str]]:
             energy, force = errors["energy_mae_meV_per_atom"], errors["force_mae_meV_per_A"]
             best = f" (step {summary['best']['step']})" if name == "validation" else ""
             rows += [(name, f"energy {energy:.3g} meV/atom, forces {force:.3g} meV/Å, mean absolute{best}")]
-    return [*rows, ("results", f"{folder}/: best.safetensors, last.safetensors, metrics.csv, curve.png, summary.json")]
+    files = ("best.safetensors", "last.safetensors", "metrics.csv", "curve.png", "summary.json")
+    return [*rows, ("results", f"{folder}/: {', '.join(name for name in files if (folder / name).exists())}")]

@@ -68,7 +68,9 @@ class Saver:
         try:
             return self._manager.restore(step, args=self._ocp.args.Composite(**items))
         except (ValueError, KeyError, OSError) as error:
-            raise TrainingError(f"{self.folder}: checkpoint {step} can't be read ({error})") from None
+            raise TrainingError(
+                f"{self.folder}: checkpoint {step} can't be read ({error}); without its folder, the one before is used"
+            ) from None
 
 
 def _flat(state: State) -> dict[str, np.ndarray]:

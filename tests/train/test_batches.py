@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxff import neighbors
+from jaxff.errors import DataError
 from jaxff.train import batches
 from jaxff.train.batches import Packer, Position, Prefetch, Store, Work, batch_shape, epoch_order, make_store, stream
 from jaxff.train.frames import Frame, Frames
@@ -126,3 +127,9 @@ def test_prefetching_hands_on_items_and_errors() -> None:
     with Prefetch(map(Item, itertools.count()), lambda batch: batch, ahead=2) as items:  # type: ignore[arg-type]
         assert next(items) == 0
     assert "jaxff-prefetch" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_frames_too_large_for_their_pairs_are_refused() -> None:
+    n = batches.LARGEST + 1
+    with pytest.raises(DataError, match="at most 32768 atoms"):
+        batches.find_pairs(np.zeros((n, 3)), np.array([0, n]), 1.0)

@@ -1,5 +1,7 @@
 """Reading: the same frames from every kind of file, units, what is refused, what is dropped, how molecules split."""
 
+import errno
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,9 +17,12 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
 
+from jaxff.config import PainnConfig
 from jaxff.errors import ConfigError, DataError
 from jaxff.train.checks import closest_distances, work_ratio
+from jaxff.train.config import DataConfig
 from jaxff.train.data import Units, read_frames, split_by_molecule, write_hdf5
+from jaxff.train.dataset import load_dataset
 from jaxff.train.frames import Frame, Frames
 from jaxff.train.hdf5 import checksum, read_metadata
 
@@ -380,6 +385,7 @@ BAD = {
     ),
     "forces that add up to 3": lambda f: changed(f, forces=f.forces + np.float32(1 / np.sqrt(3.0))),
     "two atoms 0.1 Å apart": lambda f: edit(f, "positions", 1, f.positions[0] + [0.1, 0.0, 0.0]),
+    "a position beyond 1e+06 Å": lambda f: edit(f, "positions", 0, 1e7),
     "an atomic number outside": lambda f: edit(f, "numbers", 0, 119),
     "outside 1..118": lambda f: edit(f, "numbers", 0, 0),
     "no atoms": lambda f: Frame(f.numbers[:0], f.positions[:0], 0.0, f.forces[:0], "none"),
@@ -497,3 +503,30 @@ def test_labels_that_are_no_numbers(frames: Frames, tmp_path: Path, old: str, ne
     (tmp_path / "a.xyz").write_text(text.replace(old, new, 1))
     with pytest.raises(DataError, match=r"1 of \d+ frames .*a\.xyz, frame 0: (expected numbers|no forces)"):
         read_frames([tmp_path / "a.xyz"])
+
+
+def test_a_full_disk_is_an_error_before_h5py_writes(
+    frames: Frames, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def full(handle: int, start: int, size: int) -> None:
+        asked.append(size)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_hdf5(tmp_path / "a.h5", frames, {})
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(OSError, match=r"No space left.*b\.h5"):
+        write_hdf5(tmp_path / "b.h5", frames, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]
+    assert asked[0] >= (tmp_path / "a.h5").stat().st_size
+
+
+def test_a_test_set_of_its_own_leaves_its_fraction_to_training(frames: Frames, tmp_path: Path) -> None:
+    named = [f"{b % 20}" for b in range(200)]
+    write_h5(tmp_path / "a.h5", Frames.of([changed(frames[b % 20], molecule=named[b]) for b in range(200)]))
+    write_h5(tmp_path / "b.h5", frames)
+    data = {"train": str(tmp_path / "a.h5"), "test": str(tmp_path / "b.h5"), "fractions": (0.4, 0.3, 0.3)}
+    dataset = load_dataset(DataConfig.model_validate(data), PainnConfig.model_validate({}))
+    assert sorted([*dataset.train, *dataset.valid]) == list(range(200))
+    assert list(dataset.test) == list(range(200, 220))
