@@ -57,7 +57,7 @@ app = typer.Typer(
 )
 
 Model = Annotated[
-    Path,
+    str,  # a Path would make organic of ./organic
     typer.Argument(
         metavar="MODEL",
         help="A pretrained model (`jaxff models`), a .safetensors file, or a PyTorch checkpoint (.pt) as it is.",
@@ -293,7 +293,7 @@ def train(
         "training"
     ),
     init: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="MODEL", help="Start from this model (a file, or a pretrained name), with its settings."),
     ] = None,
     resume: Annotated[

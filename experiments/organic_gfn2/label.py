@@ -130,7 +130,9 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--first", type=int, default=0, help="number of the first unit")
     parser.add_argument("--units", type=int, default=units(), help="so many units; default: all")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no unit after so many")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="stop after so many; units under way are lost"
+    )
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * options.minutes

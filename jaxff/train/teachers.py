@@ -100,12 +100,12 @@ def _tblite(spec: str, rest: str) -> Teacher:
 
 
 def _jaxff(spec: str, rest: str) -> Teacher:
-    from jaxff import __version__
+    from jaxff import __version__, pretrained
     from jaxff.loading import load_potential
 
     potential = load_potential(rest, dtype="float64")
-    path = Path(rest)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else f"{rest} of jaxff {__version__}"
+    path = pretrained.model_path(rest) if pretrained.is_name(rest) else Path(rest)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Teacher(
         spec,
         f"jaxff:{digest}",

@@ -21,6 +21,7 @@ from ase.calculators.calculator import Calculator, CalculatorSetupError
 from ase.calculators.emt import EMT
 from typer.testing import CliRunner, Result
 
+from jaxff import pretrained
 from jaxff.checkpoint import save_checkpoint
 from jaxff.cli import app
 from jaxff.config import PainnConfig
@@ -488,6 +489,15 @@ def test_a_journal_that_is_removed_while_it_is_locked(tmp_path: Path, monkeypatc
         assert path.stat().st_size > 0
         with pytest.raises(DataError, match="in use"):
             Journal(path, {"teacher": "x", "versions": {}})
+
+
+def test_a_pretrained_model_is_known_by_its_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "organic-small").write_text("a file of this name is not what is loaded")
+    digest = pretrained.read_card("organic-small").sha256
+    assert make_teacher("jaxff:organic-small").identity == f"jaxff:{digest}"
+    result = cli("inspect", "./organic-small")  # the file
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
 
 
 def test_tblite_labels_no_radicals() -> None:
