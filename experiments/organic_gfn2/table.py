@@ -43,8 +43,10 @@ def table() -> str:
 def main() -> None:
     """Rewrites the READMEs."""
     for path in (RESULTS.parent / "README.md", RESULTS.parents[2] / "README.md"):
-        before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-        _, _, after = rest.partition(END)
+        before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+        _, end, after = rest.partition(END)
+        if not (begin and end):
+            raise SystemExit(f"{path}: expected the marks {BEGIN} and {END}")
         with atomic_write(path) as temporary:
             temporary.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}", encoding="utf-8")
 

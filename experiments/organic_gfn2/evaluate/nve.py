@@ -17,9 +17,13 @@ MOLECULES, GROUPS, KELVIN, TIMESTEP, EVERY = 10, 5, 300.0, 0.5, 100
 
 
 def measure(context: Context) -> dict[str, Any]:
-    """Drift of each molecule, with its statistical error; nve.png. options: nve_ps (20), equilibration_ps (2)."""
+    """Drift of each molecule, with its statistical error; nve.png. options: nve_ps (20), equilibration_ps (2),
+    nve_molecules (10), nve_atoms (the largest molecule; no limit).
+    """
     frames = context.frames("drug")
-    frames = frames.select(np.unique(np.linspace(0, len(frames) - 1, MOLECULES).astype(int)))
+    frames = frames.select(frames.num_atoms <= context.options.get("nve_atoms", np.inf))
+    count = context.options.get("nve_molecules", MOLECULES)
+    frames = frames.select(np.unique(np.linspace(0, len(frames) - 1, count).astype(int)))
     frames = frames.select(np.argsort(frames.num_atoms, kind="stable"))
     potential = without_references(context.single)
     blocks = max(4, round(context.options.get("nve_ps", 20.0) * 1000 / TIMESTEP / EVERY))
@@ -33,7 +37,8 @@ def measure(context: Context) -> dict[str, Any]:
     lines = [np.polyfit(ps, row, 1, cov=True) for row in energy.T]
     slopes = np.array([line[0][0] for line in lines])
     errors = np.sqrt([line[1][0, 0] for line in lines])
-    on = f"{len(frames)} unseen molecules, {ps[-1]:g} ps each, from 300 K"
+    sizes = frames.num_atoms
+    on = f"{len(frames)} unseen molecules of {sizes.min()} to {sizes.max()} atoms, {ps[-1]:g} ps each, from 300 K"
     thin = slice(None, None, max(1, blocks // 100))
     result = {
         "headline": [DRIFT.row(float(np.abs(slopes).mean()), on)],

@@ -54,6 +54,8 @@ def main() -> None:
     parser.add_argument("--ps", type=float, default=100.0, help="stability: ps in all")
     parser.add_argument("--seconds", type=float, help="stability: stop after so many, to be continued by the next call")
     parser.add_argument("--nve-ps", type=float, default=20.0, help="nve: ps")
+    parser.add_argument("--nve-molecules", type=int, default=10, help="nve: so many")
+    parser.add_argument("--nve-atoms", type=int, default=1000, help="nve: atoms of the largest of them")
     options = parser.parse_args()
     names = options.only.split(",") if options.only else list(FIGURES)
     unknown = [name for name in [*names, *filter(None, options.skip.split(","))] if name not in FIGURES]
@@ -61,6 +63,7 @@ def main() -> None:
         parser.error(f"expected figures of {', '.join(FIGURES)}, received {unknown[0]}")
     names = [name for name in names if name not in options.skip.split(",")]
     settings: dict[str, Any] = {"ps": options.ps, "nve_ps": options.nve_ps}
+    settings |= {"nve_molecules": options.nve_molecules, "nve_atoms": options.nve_atoms}
     if options.seconds is not None:
         settings["seconds"] = options.seconds
     context = Context(options.model, options.reference, options.output, options.small, options.limit, settings)
