@@ -501,6 +501,7 @@ def test_a_pretrained_model_is_known_by_its_parameters(tmp_path: Path, monkeypat
 
 
 def test_tblite_labels_no_radicals() -> None:
+    pytest.importorskip("tblite")
     with pytest.raises(StructureError, match="9 electrons"):
         make_teacher("tblite:GFN2-xTB")(molecule("CH3").numbers, molecule("CH3").positions)
 
