@@ -18,7 +18,7 @@ MODELS = ("organic", "organic-small", "student")
 
 def rows() -> dict[str, dict[str, dict[str, Any]]]:
     """What was measured -> model -> row, in the order of the result files."""
-    order = ("forces", "geometry", "frequencies", "torsions", "stability", "nve", "invariance", "uncertainty")
+    order = ("forces", "geometry", "frequencies", "torsions", "stability", "nve", "invariance", "uncertainty", "speed")
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for model in MODELS:
         for figure in order:
