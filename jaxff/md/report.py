@@ -4,19 +4,17 @@
 
 from __future__ import annotations
 
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from jaxff import __version__
 from jaxff.config import Settings
 from jaxff.describe import certificate_hashes, count_parameters
 from jaxff.md.log import Series
 from jaxff.potential import Potential
+from jaxff.versions import versions_with
 
 
 class EnergyConservation(Settings):
@@ -84,13 +82,7 @@ def energy_conservation(
 
 def versions() -> dict[str, str]:
     """Versions of what made the numbers."""
-    found = {"python": platform.python_version(), "jaxff": __version__}
-    for name in ("jax", "jaxlib", "jax-md", "ase", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return versions_with("jax", "jaxlib", "jax-md", "ase", "numpy")
 
 
 def plot_energies(path: Path, series: Series, title: str, atoms: int, fit: EnergyConservation | None) -> None:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import platform
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxff import __version__
 from jaxff.files import atomic_write
+from jaxff.versions import versions_with
 
 COLUMNS = (
     "step",
@@ -109,10 +107,4 @@ def plot_curve(path: Path, metrics: Metrics, title: str) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of what made the numbers."""
-    found = {"python": platform.python_version(), "jaxff": __version__}
-    for name in ("jax", "jaxlib", "optax", "orbax-checkpoint", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return versions_with("jax", "jaxlib", "optax", "orbax-checkpoint", "numpy")

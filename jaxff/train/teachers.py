@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from jaxtyping import Float, Int
 
 from jaxff.errors import ConfigError, JaxffError, LabelError
 from jaxff.system import check_structure
+from jaxff.versions import installed
 
 Label = tuple[float, Float[np.ndarray, "N 3"]]
 Evaluate = Callable[[np.ndarray, np.ndarray], Label]
@@ -96,7 +96,7 @@ def _tblite(spec: str, rest: str) -> Teacher:
         calculator(np.array([1, 1]), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 0.74]]))
     except (ValueError, TypeError, RuntimeError) as error:
         raise ConfigError(f"teacher {spec}: {error}") from None
-    return Teacher(spec, spec, _versions("tblite"), evaluate)
+    return Teacher(spec, spec, installed("tblite"), evaluate)
 
 
 def _jaxff(spec: str, rest: str) -> Teacher:
@@ -109,7 +109,7 @@ def _jaxff(spec: str, rest: str) -> Teacher:
     return Teacher(
         spec,
         f"jaxff:{digest}",
-        {"jaxff": __version__} | _versions("jax"),
+        {"jaxff": __version__} | installed("jax"),
         potential.energy_and_forces,
     )
 
@@ -134,7 +134,7 @@ def _ase(spec: str, rest: str) -> Teacher:
         forces = atoms.get_forces()  # first: with them, calculators have the energy, too
         return atoms.get_potential_energy(), forces
 
-    return Teacher(spec, spec, _versions("ase", module.partition(".")[0]), evaluate)
+    return Teacher(spec, spec, installed("ase", module.partition(".")[0]), evaluate)
 
 
 def _options(spec: str, rest: str) -> tuple[str, dict[str, Any]]:
@@ -160,13 +160,3 @@ def _library(spec: str, module: str, package: str) -> Any:
             f"teacher {spec}: expected the Python module {module}, which can't be imported ({error}); "
             f"`pip install {package}` may provide it"
         ) from error
-
-
-def _versions(*packages: str) -> dict[str, str]:
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -29,6 +28,7 @@ from jaxff.loading import load_potential
 from jaxff.potential import Potential
 from jaxff.train.frames import Frames
 from jaxff.train.hdf5 import read_hdf5, read_metadata
+from jaxff.versions import installed
 
 HELD_OUT = Path(__file__).parents[1] / "molecules" / "held_out.csv"
 P = ParamSpec("P")
@@ -119,7 +119,7 @@ def write_result(context: Context, name: str, result: dict[str, Any]) -> Path:
         "reference": json.loads((context.reference / "reference.json").read_text(encoding="utf-8")).get("sha256"),
         "device": jax.devices()[0].device_kind,
         "engine": context.single.engine,
-        "versions": {"jaxff": jaxff.__version__} | versions("jax", "jaxlib", "numpy", "ase"),
+        "versions": {"jaxff": jaxff.__version__} | installed("jax", "jaxlib", "numpy", "ase"),
     }
     path = context.output / f"{name}.json"
     with atomic_write(path) as temporary:
@@ -135,17 +135,6 @@ def parameters_hash(params: Any) -> str:
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(value, dtype="<f4").tobytes())
     return digest.hexdigest()
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """Of the packages that are installed."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def molecules(kind: str) -> dict[str, str]:
