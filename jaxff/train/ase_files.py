@@ -11,12 +11,13 @@ from ase import Atoms
 
 from jaxff.errors import DataError
 from jaxff.train.checks import Part
-from jaxff.train.frames import Frame, Frames
+from jaxff.train.frames import CHUNK, Frame, Frames
 
 XYZ_SUFFIXES = (".xyz", ".extxyz")
 DB_SUFFIXES = (".db", ".json")
 ENERGY_KEYS = ("energy", "REF_energy")
 FORCES_KEYS = ("forces", "REF_forces")
+_ROWS = 1000  # of a database, read at once
 MOLECULE_KEYS = ("molecule", "smiles", "name")
 
 
@@ -36,23 +37,31 @@ def iterate_atoms(path: str | Path) -> Iterator[tuple[Atoms, dict[str, Any]]]:
         raise DataError(f"{name}: ASE can't read frame {count} ({reason})") from error
 
 
-def read_labelled(path: str | Path, energy_key: str | None = None, forces_key: str | None = None) -> Part:
-    """The labelled frames of a file in its own units; what lacks a label or is periodic is a problem of the part.
+def iterate_labelled(path: str | Path, energy_key: str | None = None, forces_key: str | None = None) -> Iterator[Part]:
+    """The labelled frames of a file in its own units, in parts of bounded size; what lacks a label or is periodic is a
+    problem of its part.
 
     Without keys: the results of a calculator, else `energy` and `forces` or `REF_energy` and `REF_forces`.
     """
-    frames, origin, problems, joined = [], [], [], []
+    frames: list[Frame] = []
+    origin: list[int] = []
+    problems: list[tuple[int, str]] = []
+    atoms_held = 0
+
+    def part() -> Part:
+        return Part(str(path), Frames.of(frames), np.array(origin, np.int64), problems)
+
     for index, (atoms, values) in enumerate(iterate_atoms(path)):
         try:
             frames.append(_labelled(atoms, values, energy_key, forces_key))
             origin.append(index)
         except DataError as error:
             problems.append((index, str(error)))
-        if len(frames) == 20_000:
-            joined.append(Frames.of(frames))
-            frames = []
-    joined.append(Frames.of(frames))
-    return Part(str(path), Frames.join(joined), np.array(origin, np.int64), problems)
+        atoms_held += len(atoms)
+        if atoms_held >= CHUNK:
+            yield part()
+            frames, origin, problems, atoms_held = [], [], [], 0
+    yield part()
 
 
 def molecule_of(values: dict[str, Any]) -> str:
@@ -94,9 +103,18 @@ def _frames(name: str, suffix: str) -> Iterator[tuple[Atoms, dict[str, Any]]]:
 def _database(name: str, suffix: str) -> Iterator[tuple[Atoms, dict[str, Any]]]:
     from ase.db import connect
 
-    for row in connect(name, type=suffix.removeprefix("."), append=True).select():
+    database = connect(name, type=suffix.removeprefix("."), append=True)
+    for row in _rows(database) if suffix == ".db" else database.select():
         atoms = row.toatoms()
         yield atoms, {**row.key_value_pairs, **row.data, **_results(atoms)}
+
+
+def _rows(database: Any) -> Iterator[Any]:
+    """All rows, some at a time: ASE would hold all of them in memory."""
+    last = 0
+    while rows := list(database.select([("id", ">", last)], sort="id", limit=_ROWS)):
+        yield from rows
+        last = rows[-1].id
 
 
 def _results(atoms: Atoms) -> dict[str, Any]:

@@ -1,8 +1,4 @@
-"""Frames as padded batches of one shape: pairs found once, packing by copies of slices, a thread that works ahead.
-
-All frames lie in host memory: 12 bytes a number for positions and forces in float32 next to the labels' own arrays,
-4 bytes a pair. A million frames of 20 atoms with 14 neighbours each take about 2.5 GB.
-"""
+"""Frames as padded batches of one shape: records read from disk and packed by a thread that works ahead."""
 
 from __future__ import annotations
 
@@ -16,13 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxff import neighbors
-from jaxff.errors import DataError
-from jaxff.train.frames import Frames
+from jaxff.train.frames import Frames, cumulative
+from jaxff.train.records import Records, Writer, centred
 
-CHUNK = 1 << 21  # distances at once
-LARGEST = 1 << 15  # atoms of a frame: pairs are kept as int16
-DENSE_LIMIT = 400  # atoms; larger frames take a tree
 AHEAD = 8  # batches made before they are asked for
 
 
@@ -59,18 +51,10 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Store:
-    """Labelled frames with their pairs, ready to be packed. Frame b owns atoms and pairs start:start+count."""
+    """Frames and their labels, ready to be packed."""
 
-    numbers: Int[np.ndarray, "A"]
-    positions: Float[np.ndarray, "A 3"]  # from each frame's centroid, Å
-    forces: Float[np.ndarray, "A 3"]
-    energies: Float[np.ndarray, "B"]
-    atom_start: Int[np.ndarray, "B"]
-    atom_count: Int[np.ndarray, "B"]
-    senders: Int[np.ndarray, "P"]  # int16, within the frame
-    receivers: Int[np.ndarray, "P"]  # int16, sorted within the frame
-    pair_start: Int[np.ndarray, "B"]
-    pair_count: Int[np.ndarray, "B"]
+    records: Records
+    energies: Float[np.ndarray, "B"]  # the labels, eV; their dtype is that of the batches
 
     def __len__(self) -> int:
         return len(self.energies)
@@ -78,77 +62,17 @@ class Store:
 
 def make_store(frames: Frames, energies: Float[np.ndarray, "B"], cutoff: float, dtype: Any = np.float32) -> Store:
     """The frames in `dtype`, with `energies` [B] eV as labels and all pairs within `cutoff` Å, inclusive."""
-    counts = frames.num_atoms
-    start = frames.splits[:-1]
-    sums = np.add.reduceat(frames.positions, start, axis=0) if len(frames) else np.zeros((0, 3))
-    centroids = sums / counts[:, None]
-    positions = frames.positions - np.repeat(centroids, counts, axis=0)
-    pairs = find_pairs(positions, frames.splits, cutoff)
-    return Store(
-        frames.numbers.astype(np.int32),
-        positions.astype(dtype),
-        frames.forces.astype(dtype),
-        np.asarray(energies).astype(dtype),
-        start,
-        counts,
-        *pairs,
-    )
+    writer = Writer(cutoff)
+    writer.append(frames)
+    return Store(writer.finish(), np.asarray(energies).astype(dtype))
 
 
-def find_pairs(
-    positions: Float[np.ndarray, "A 3"], splits: Int[np.ndarray, "B+1"], cutoff: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Senders, receivers (int16, local), start and count of each frame's directed pairs, receivers sorted.
-
-    Frames of one size are taken together, in chunks of dense distances in float64. Raises DataError for a frame of
-    more than 32768 atoms.
-    """
-    counts = np.diff(splits)
-    if counts.max(initial=0) > LARGEST:
-        raise DataError(f"expected frames of at most {LARGEST} atoms, received one of {counts.max()}")
-    pair_start, pair_count = np.zeros(len(counts), np.int64), np.zeros(len(counts), np.int64)
-    senders: list[np.ndarray] = [np.zeros(0, np.int16)]
-    receivers: list[np.ndarray] = [np.zeros(0, np.int16)]
-    total = 0
-    for n in np.unique(counts):
-        members = np.flatnonzero(counts == n)
-        chunk = max(1, CHUNK // int(n) ** 2)
-        for first in range(0, len(members), chunk):
-            own = members[first : first + chunk]
-            found = _pairs_of_equal_frames(positions, splits[own], int(n), cutoff)
-            pair_count[own] = found[2]
-            pair_start[own] = total + np.cumsum(found[2]) - found[2]
-            senders.append(found[0])
-            receivers.append(found[1])
-            total += len(found[0])
-    return np.concatenate(senders), np.concatenate(receivers), pair_start, pair_count
-
-
-def _pairs_of_equal_frames(
-    positions: Float[np.ndarray, "A 3"], start: Int[np.ndarray, "b"], n: int, cutoff: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Senders, receivers and counts of frames that all have n atoms."""
-    if n > DENSE_LIMIT:
-        lists = [neighbors.neighbor_pairs(positions[s : s + n], cutoff) for s in start]
-        parts = [np.concatenate([pair[k] for pair in lists]).astype(np.int16) for k in (0, 1)]
-        return parts[0], parts[1], np.array([len(pair[0]) for pair in lists])
-    r = positions[start[:, None] + np.arange(n)]
-    square = np.zeros((len(start), n, n))
-    for axis in range(3):
-        x = np.ascontiguousarray(r[:, :, axis])
-        difference = x[:, None, :] - x[:, :, None]
-        difference *= difference
-        square += difference
-    inside = np.sqrt(square, out=square) <= cutoff
-    inside[:, np.arange(n), np.arange(n)] = False
-    flat = np.flatnonzero(inside.reshape(-1)).astype(np.int32) % np.int32(n * n)
-    receivers, senders = np.divmod(flat, np.int32(n))
-    return senders.astype(np.int16), receivers.astype(np.int16), np.count_nonzero(inside, axis=(1, 2))
-
-
-def batch_shape(store: Store, batch_size: int, padding: float) -> Shape:
-    """Room for `batch_size` average frames times `padding`, never less than for the largest frame."""
-    if not len(store):
+def batch_shape(store: Store, batch_size: int, padding: float, chosen: Int[np.ndarray, "b"] | None = None) -> Shape:
+    """Room for `batch_size` average frames of `chosen` (None: all) times `padding`, and for the largest of them."""
+    atoms, pairs = store.records.num_atoms, store.records.pair_count
+    if chosen is not None:
+        atoms, pairs = atoms[chosen], pairs[chosen]
+    if not len(atoms):
         return Shape(batch_size, 64, 64)
 
     def room(count: np.ndarray) -> int:
@@ -156,7 +80,7 @@ def batch_shape(store: Store, batch_size: int, padding: float) -> Shape:
         # no batch is larger than the largest frames together
         return _round_up(min(int(wanted), batch_size * int(count.max())) + 1, 64)
 
-    return Shape(batch_size, room(store.atom_count), room(store.pair_count))
+    return Shape(batch_size, room(atoms), room(pairs))
 
 
 def _round_up(count: int, step: int) -> int:
@@ -171,8 +95,8 @@ class Packer:
 
     def groups(self, order: Int[np.ndarray, "b"]) -> Iterator[list[np.ndarray]]:
         """Lists of `devices` index arrays, which together are `order`; the last ones may be empty."""
-        atoms = np.concatenate([[0], np.cumsum(self.store.atom_count[order])])
-        pairs = np.concatenate([[0], np.cumsum(self.store.pair_count[order])])
+        records = self.store.records
+        atoms, pairs = cumulative(records.atoms_of(order)), cumulative(records.pair_count[order])
         first = 0
         while first < len(order):
             group = []
@@ -190,7 +114,7 @@ class Packer:
     def pack(self, group: Sequence[np.ndarray]) -> Batch:
         """One batch of NumPy arrays, [D, ...]."""
         store, (b, n, e), d = self.store, self.shape, len(group)
-        kind = store.positions.dtype
+        kind = store.energies.dtype
         arrays: Any = (
             np.zeros((d, n), np.int32),
             np.zeros((d, n, 3), kind),
@@ -219,20 +143,19 @@ def _fill(
     senders: np.ndarray,
     receivers: np.ndarray,
 ) -> None:
-    count, pairs = store.atom_count[ids], store.pair_count[ids]
-    own = [slice(a, a + c) for a, c in zip(store.atom_start[ids].tolist(), count.tolist(), strict=True)]
+    records = store.records
+    count, pairs = records.atoms_of(ids), records.pair_count[ids]
     total, total_pairs = int(count.sum()), int(pairs.sum())
-    np.concatenate([store.numbers[s] for s in own], out=numbers[:total])
-    np.concatenate([store.positions[s] for s in own], out=positions[:total])
-    np.concatenate([store.forces[s] for s in own], out=forces[:total])
+    contents = records.read(ids)
+    numbers[:total] = records.numbers_of(ids)
+    positions[:total] = centred(contents.positions, count)
+    forces[:total] = contents.forces
     frames[:total] = np.repeat(np.arange(len(ids), dtype=np.int32), count)
     energies[: len(ids)] = store.energies[ids]
     atoms[: len(ids)] = count
-    own = [slice(a, a + c) for a, c in zip(store.pair_start[ids].tolist(), pairs.tolist(), strict=True)]
     offset = np.repeat((np.cumsum(count) - count).astype(np.int32), pairs)
-    for target, source in ((senders, store.senders), (receivers, store.receivers)):
-        np.concatenate([source[s] for s in own], out=target[:total_pairs])
-        target[:total_pairs] += offset
+    np.add(contents.pairs[:, 0], offset, out=senders[:total_pairs])
+    np.add(contents.pairs[:, 1], offset, out=receivers[:total_pairs])
 
 
 def epoch_order(indices: Int[np.ndarray, "b"], seed: int, epoch: int) -> Int[np.ndarray, "b"]:

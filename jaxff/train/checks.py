@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,7 @@ _DENSE = 512  # atoms up to which all pair distances are taken
 
 @dataclass(frozen=True)
 class Part:
-    """The frames of one file; origin [B]: their places in it. problems: place and what is wrong, of those left out."""
+    """Frames of one file; origin [B]: their places in it. problems: place and what is wrong, of those left out."""
 
     path: str
     frames: Frames
@@ -39,72 +39,123 @@ class Part:
         found = [(int(self.origin[b]), what) for b, what in bad.items()]
         return Part(self.path, self.frames.select(kept), self.origin[kept], sorted(self.problems + found))
 
-
-def check(part: Part, max_force: float) -> Part:
-    """The part without its bad frames; lengths in Å, energies in eV.
-
-    Bad: no atoms, atomic numbers outside 1..118, NaN, a position beyond 1e6 Å, a force component above max_force
-    (eV/Å), atoms closer than 0.2 Å, a net force. Raises DataError where the units of the whole file are not plausible
-    (`plausible`).
-    """
-    part = part.without(_not_numbers(part.frames))
-    closest = closest_distances(part.frames)
-    plausible(part, closest[1])
-    return part.without(_not_physical(part.frames, closest[0], max_force))
-
-
-def plausible(part: Part, closest: Float[np.ndarray, "B"]) -> None:
-    """Raises DataError where shortest distances, forces, or energy changes against forces betray other units.
-
-    closest: shortest distance of each frame in sums of covalent radii, infinite for one atom.
-    """
-    bonded = closest[np.isfinite(closest)]
-    if bonded.size:
-        median = float(np.median(bonded))
-        if not BONDS[0] <= median <= BONDS[1]:
-            raise DataError(
-                f"{part.path}: the declared unit of length looks wrong: the shortest distances are {median:.3g} times "
-                f"a bond's length (median of {bonded.size} frames), expected {BONDS[0]} to {BONDS[1]} (Å, Bohr, nm?)"
-            )
-    if len(part.frames):
-        square = _reduce(np.add, (part.frames.forces.astype(np.float64) ** 2).mean(axis=1), part.frames)
-        strength = float(np.median(np.sqrt(square / part.frames.num_atoms)))
-        if strength > FORCES:
-            raise DataError(
-                f"{part.path}: the declared units of energy and length look wrong: the root mean square force is "
-                f"{strength:.3g} eV/Å (median of {len(part.frames)} frames), expected at most {FORCES}"
-            )
-    ratio = work_ratio(part.frames)
-    if ratio is not None and not 0.5 < ratio < 2.0:
-        raise DataError(
-            f"{part.path}: energies and forces disagree: between neighbouring frames, energies change {ratio:.3g} "
-            f"times as much as the forces say; expected 1 (forces in units other than energy/length, or gradients?)"
+    @staticmethod
+    def join(path: str, parts: Sequence[Part]) -> Part:
+        """The parts of a file as one."""
+        return Part(
+            path,
+            Frames.join([part.frames for part in parts]),
+            np.concatenate([np.zeros(0, np.int64), *(part.origin for part in parts)]),
+            [problem for part in parts for problem in part.problems],
         )
 
 
-def work_ratio(frames: Frames, most: int = 2000) -> float | None:
+def check(parts: Iterable[Part], max_force: float) -> Iterator[Part]:
+    """The parts of one file without their bad frames; lengths in Å, energies in eV.
+
+    Bad: no atoms, atomic numbers outside 1..118, NaN, a position beyond 1e6 Å, a force component above max_force
+    (eV/Å), atoms closer than 0.2 Å, a net force. Raises DataError after the last part where the units of the whole file
+    are not plausible.
+    """
+    seen = _Seen()
+    for part in parts:
+        numeric = part.without(_not_numbers(part.frames))
+        closest, scaled = closest_distances(numeric.frames)
+        seen.add(numeric, scaled)
+        yield numeric.without(_not_physical(numeric.frames, closest, max_force))
+    seen.plausible()
+
+
+class _Seen:
+    """What tells of a file's units, gathered from its parts."""
+
+    def __init__(self) -> None:
+        self._path = ""
+        self._closest: list[np.ndarray] = [np.zeros(0)]  # of each frame, in sums of covalent radii
+        self._strength: list[np.ndarray] = [np.zeros(0)]  # root mean square force of each frame, eV/Å
+        self._neighbours = _Neighbours()
+
+    def add(self, part: Part, closest: Float[np.ndarray, "B"]) -> None:
+        """closest: shortest distance of each frame in sums of covalent radii, infinite for one atom."""
+        frames = part.frames
+        square = _reduce(np.add, (frames.forces.astype(np.float64) ** 2).mean(axis=1), frames)
+        self._path = part.path
+        self._closest.append(closest[np.isfinite(closest)])
+        self._strength.append(np.sqrt(square / frames.num_atoms))
+        self._neighbours.add(frames)
+
+    def plausible(self) -> None:
+        """Raises DataError where shortest distances, forces, or energy changes against forces betray other units."""
+        bonded, strengths = np.concatenate(self._closest), np.concatenate(self._strength)
+        if bonded.size:
+            median = float(np.median(bonded))
+            if not BONDS[0] <= median <= BONDS[1]:
+                raise DataError(
+                    f"{self._path}: the declared unit of length looks wrong: the shortest distances are {median:.3g}"
+                    f" times a bond's length (median of {bonded.size} frames), expected {BONDS[0]} to {BONDS[1]}"
+                    " (Å, Bohr, nm?)"
+                )
+        if strengths.size:
+            strength = float(np.median(strengths))
+            if strength > FORCES:
+                raise DataError(
+                    f"{self._path}: the declared units of energy and length look wrong: the root mean square force is "
+                    f"{strength:.3g} eV/Å (median of {strengths.size} frames), expected at most {FORCES}"
+                )
+        ratio = self._neighbours.ratio()
+        if ratio is not None and not 0.5 < ratio < 2.0:
+            raise DataError(
+                f"{self._path}: energies and forces disagree: between neighbouring frames, energies change {ratio:.3g}"
+                " times as much as the forces say; expected 1 (forces in units other than energy/length, or gradients?)"
+            )
+
+
+def work_ratio(frames: Frames) -> float | None:
     """ΔE / (-∫F·dR) between neighbouring frames of one molecule that lie close together: the median, or None.
 
     None where fewer than 8 such pairs are found, or where they don't agree with each other.
     """
-    same = np.flatnonzero(
-        (frames.num_atoms[1:] == frames.num_atoms[:-1]) & (frames.molecules[1:] == frames.molecules[:-1])
-    )
-    ratios = []
-    for b in same[:most]:
-        a, c = frames[int(b)], frames[int(b) + 1]
-        step = c.positions - a.positions
-        if not np.array_equal(a.numbers, c.numbers) or np.abs(step).max() > 0.1:
-            continue
-        work = -0.5 * float(np.sum((a.forces + c.forces) * step))
-        change = c.energy - a.energy
-        if work != 0.0 and max(abs(work), abs(change)) > 5e-3:
-            ratios.append(change / work)
-    if len(ratios) < 8:
-        return None
-    median = float(np.median(ratios))
-    agree = np.abs(np.array(ratios) - median) < 0.5 * abs(median)
-    return median if agree.mean() > 0.75 else None
+    neighbours = _Neighbours()
+    neighbours.add(frames)
+    return neighbours.ratio()
+
+
+class _Neighbours:
+    """Ratios of energy changes to work between neighbouring frames, of pieces that follow each other."""
+
+    def __init__(self, most: int = 2000) -> None:
+        self._left = most  # neighbours of one molecule that are still looked at
+        self._ratios: list[float] = []
+        self._last = Frames.of([])
+
+    def add(self, frames: Frames) -> None:
+        """The next piece."""
+        if self._left and len(frames):
+            self._add(Frames.join([self._last, frames.select([0])]))
+            self._add(frames)
+            self._last = frames.select([len(frames) - 1])
+
+    def _add(self, frames: Frames) -> None:
+        atoms = frames.num_atoms
+        same = np.flatnonzero((atoms[1:] == atoms[:-1]) & (frames.molecules[1:] == frames.molecules[:-1]))[: self._left]
+        self._left -= len(same)
+        for b in same:
+            a, c = frames[int(b)], frames[int(b) + 1]
+            step = c.positions - a.positions
+            if not np.array_equal(a.numbers, c.numbers) or np.abs(step).max() > 0.1:
+                continue
+            work = -0.5 * float(np.sum((a.forces + c.forces) * step))
+            change = c.energy - a.energy
+            if work != 0.0 and max(abs(work), abs(change)) > 5e-3:
+                self._ratios.append(change / work)
+
+    def ratio(self) -> float | None:
+        """Their median, where they are enough and agree."""
+        if len(self._ratios) < 8:
+            return None
+        median = float(np.median(self._ratios))
+        agree = np.abs(np.array(self._ratios) - median) < 0.5 * abs(median)
+        return median if agree.mean() > 0.75 else None
 
 
 def closest_distances(frames: Frames) -> tuple[Float[np.ndarray, "B"], Float[np.ndarray, "B"]]:

@@ -15,13 +15,13 @@ from pydantic import Field
 from jaxff import units as known
 from jaxff.config import Settings
 from jaxff.errors import DataError
-from jaxff.train.ase_files import DB_SUFFIXES, XYZ_SUFFIXES, read_labelled
+from jaxff.train.ase_files import DB_SUFFIXES, XYZ_SUFFIXES, iterate_labelled
 from jaxff.train.checks import Part, check
-from jaxff.train.frames import Frames
+from jaxff.train.frames import Frames, Ragged
 from jaxff.train.hdf5 import SUFFIXES as HDF5_SUFFIXES
-from jaxff.train.hdf5 import checksum, read_hdf5, write_hdf5
+from jaxff.train.hdf5 import checksum, iterate_hdf5, write_hdf5
 
-__all__ = ["Frames", "Units", "checksum", "read_frames", "split_by_molecule", "write_hdf5"]
+__all__ = ["Frames", "Units", "checksum", "iterate_frames", "read_frames", "split_by_molecule", "write_hdf5"]
 
 Progress = Callable[[str, int], None]
 
@@ -65,33 +65,64 @@ def read_frames(
     energy_key: str | None = None,
     forces_key: str | None = None,
 ) -> tuple[Frames, list[str]]:
-    """All labelled frames of `sources`, in eV and Å, and what was dropped and why (file and frame named).
+    """All labelled frames of `sources` in memory, and what was dropped and why: `iterate_frames`, joined."""
+    dropped: list[str] = []
+    pieces = iterate_frames(
+        sources,
+        dropped,
+        units=units,
+        max_force=max_force,
+        on_bad=on_bad,
+        progress=progress,
+        energy_key=energy_key,
+        forces_key=forces_key,
+    )
+    return Frames.join(list(pieces)), dropped
+
+
+def iterate_frames(
+    sources: Sequence[str | Path],
+    dropped: list[str],
+    *,
+    units: Units = Units(),  # noqa: B008  (immutable)
+    max_force: float = 100.0,
+    on_bad: Literal["refuse", "drop"] = "refuse",
+    progress: Progress | None = None,
+    energy_key: str | None = None,
+    forces_key: str | None = None,
+    folder: Path | None = None,
+) -> Iterator[Frames]:
+    """All labelled frames of `sources`, in eV and Å, in pieces of bounded size; `dropped` gets what was dropped and why
+    (file and frame named).
 
     sources: files, folders (all files of a known suffix in them) or globs: extended XYZ (.xyz, .extxyz), ASE databases
     (.db, .json), HDF5 (.h5, .hdf5; jaxff.train.hdf5). A file that is found twice is read once. energy_key, forces_key:
-    where extended XYZ and databases have the labels. progress: told each file and how many frames it gave.
+    where extended XYZ and databases have the labels. progress: told each file and how many frames it gave. folder: for
+    temporary files.
 
     A frame's molecule is what its file says (`molecule`, `smiles`, `name`), else its Hill formula: isomers then count
-    as one. Raises DataError: nothing found, a file that can't be read, units that can't be right (jaxff.train.checks),
-    and, unless on_bad is "drop", bad frames: NaN, a force component above max_force (eV/Å), shapes that disagree,
-    periodic ones, overlapping atoms, a net force.
+    as one. Raises DataError: nothing found, a file that can't be read; after its last piece, units of a file that can't
+    be right (jaxff.train.checks); and after all, unless on_bad is "drop", bad frames: NaN, a force component above
+    max_force (eV/Å), shapes that disagree, periodic ones, overlapping atoms, a net force.
     """
     if on_bad not in ("refuse", "drop"):
         raise DataError(f"expected on_bad 'refuse' or 'drop', received {on_bad!r}")
-    parts = []
+    total = 0
     for path in find_files(sources):
-        part = check(_in_ev_and_angstrom(_read(path, energy_key, forces_key), units), max_force)
-        parts.append(part)
+        count = 0
+        converted = (_in_ev_and_angstrom(part, units) for part in _read(path, energy_key, forces_key, folder))
+        for part in check(converted, max_force):
+            dropped.extend(f"{part.path}, frame {index}: {what}" for index, what in part.problems)
+            count += len(part.frames)
+            yield part.frames
+        total += count
         if progress is not None:
-            progress(part.path, len(part.frames))
-    frames = Frames.join([part.frames for part in parts])
-    dropped = [f"{part.path}, frame {index}: {what}" for part in parts for index, what in part.problems]
-    if dropped and (on_bad == "refuse" or not len(frames)):
+            progress(str(path), count)
+    if dropped and (on_bad == "refuse" or not total):
         quoted = "; ".join(dropped[:_SHOWN]) + ("; ..." if len(dropped) > _SHOWN else "")
-        raise DataError(f"{len(dropped)} of {len(frames) + len(dropped)} frames can't be used: {quoted}")
-    if not len(frames):
+        raise DataError(f"{len(dropped)} of {total + len(dropped)} frames can't be used: {quoted}")
+    if not total:
         raise DataError(f"expected labelled frames in {', '.join(map(str, sources))}, found none")
-    return frames, dropped
 
 
 def find_files(sources: Sequence[str | Path]) -> list[Path]:
@@ -110,17 +141,24 @@ def find_files(sources: Sequence[str | Path]) -> list[Path]:
 
 
 def split_by_molecule(
-    frames: Frames, fractions: tuple[float, float, float] = (0.9, 0.05, 0.05), seed: int = 0
+    frames: Ragged, fractions: tuple[float, float, float] = (0.9, 0.05, 0.05), seed: int = 0
 ) -> tuple[Int[np.ndarray, "train"], Int[np.ndarray, "valid"], Int[np.ndarray, "test"]]:
     """Indices of frames for training, validation and test; all frames of a molecule are in one of them.
 
     A molecule's place follows from a hash of (seed, molecule) alone: adding data never moves one. `fractions`
     hold for many molecules, roughly; with few, a part may be empty. Raises DataError for fractions that don't add up.
     """
+    return split_names(frames.molecules, fractions, seed)
+
+
+def split_names(
+    molecules: Sequence[str] | np.ndarray, fractions: tuple[float, float, float], seed: int
+) -> tuple[Int[np.ndarray, "train"], Int[np.ndarray, "valid"], Int[np.ndarray, "test"]]:
+    """`split_by_molecule` of frames whose molecules have these names."""
     if len(fractions) != 3 or min(fractions) < 0.0 or abs(sum(fractions) - 1.0) > 1e-6:
         raise DataError(f"expected three fractions that are not negative and add up to 1, received {fractions}")
-    part_of = {name: _part(name, fractions, seed) for name in dict.fromkeys(frames.molecules)}
-    parts = np.fromiter((part_of[name] for name in frames.molecules), np.int64, len(frames))
+    part_of = {name: _part(name, fractions, seed) for name in dict.fromkeys(molecules)}
+    parts = np.fromiter((part_of[name] for name in molecules), np.int64, len(molecules))
     train, valid, test = (np.flatnonzero(parts == k) for k in range(3))
     return train, valid, test
 
@@ -146,12 +184,12 @@ def _matches(source: str | Path) -> Iterator[Path]:
         yield from (Path(name) for name in sorted(glob.glob(str(source), recursive=True)) if Path(name).is_file())
 
 
-def _read(path: Path, energy_key: str | None, forces_key: str | None) -> Part:
+def _read(path: Path, energy_key: str | None, forces_key: str | None, folder: Path | None) -> Iterator[Part]:
     suffix = path.suffix.lower()
     if suffix in HDF5_SUFFIXES:
-        return read_hdf5(path)
+        return iterate_hdf5(path, folder)
     if suffix in (*XYZ_SUFFIXES, *DB_SUFFIXES):
-        return read_labelled(path, energy_key, forces_key)
+        return iterate_labelled(path, energy_key, forces_key)
     wanted = ", ".join((*XYZ_SUFFIXES, *DB_SUFFIXES, *HDF5_SUFFIXES))
     raise DataError(f"{path}: expected a file with one of the suffixes {wanted}")
 

@@ -1,19 +1,20 @@
-"""The frames of a run: read, split by molecule, their energies without the elements' references."""
+"""The frames of a run: read, checked and written to a file of their own, split by molecule."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from jaxff.config import PainnConfig, StudentConfig
 from jaxff.errors import DataError
 from jaxff.train.config import DataConfig
-from jaxff.train.data import checksum, read_frames, split_by_molecule
-from jaxff.train.frames import Frames
+from jaxff.train.data import checksum, iterate_frames, split_names
+from jaxff.train.records import Records, Writer
 
 SPLITS = ("train", "valid", "test")
 
@@ -22,7 +23,7 @@ SPLITS = ("train", "valid", "test")
 class Dataset:
     """All frames of a run, and which of them are for what: indices of train, valid and test."""
 
-    frames: Frames
+    frames: Records
     train: Int[np.ndarray, "a"]
     valid: Int[np.ndarray, "b"]
     test: Int[np.ndarray, "c"]
@@ -38,66 +39,77 @@ class Dataset:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Frames, molecules and atoms of each split."""
-        atoms = self.frames.num_atoms
         return {
             name: {
                 "frames": len(indices),
                 "molecules": len(set(self.frames.molecules[indices])),
-                "atoms": int(atoms[indices].sum()),
+                "atoms": int(self.frames.atoms_of(indices).sum()),
             }
             for name, indices in ((name, getattr(self, name)) for name in SPLITS)
         }
 
 
 def load_dataset(
-    config: DataConfig, model: PainnConfig | StudentConfig, note: Callable[[str], None] = lambda _: None
+    config: DataConfig,
+    model: PainnConfig | StudentConfig,
+    note: Callable[[str], None] = lambda _: None,
+    folder: Path | None = None,
 ) -> Dataset:
-    """Everything that `config` names. Raises DataError: bad frames, unknown elements, nothing to validate on."""
+    """Everything that `config` names, with its pairs within the model's cutoff; memory holds an index alone.
 
-    def read(sources: Sequence[str] | None) -> Frames:
-        if sources is None:
-            return Frames.join([])
-        frames, dropped = read_frames(sources, units=config.units, max_force=config.max_force, on_bad=config.on_bad)
-        notes.extend(dropped)
-        return frames
-
+    folder: on whose disk the frames are kept until the data set is gone; None: where the system keeps such files.
+    Raises DataError: bad frames, unknown elements, nothing to validate on, no room on disk.
+    """
     notes: list[str] = []
-    parts = [read(config.train), read(config.valid), read(config.test)]
-    frames = Frames.join(parts)
-    limits = np.cumsum([0, *map(len, parts)])
-    train, valid, test = (np.arange(a, b) for a, b in pairwise(limits))
+    writer = Writer(model.cutoff, folder)
+    limits = [0]
+    for sources in (config.train, config.valid, config.test):
+        if sources is not None:
+            for frames in iterate_frames(
+                sources,
+                notes,
+                units=config.units,
+                max_force=config.max_force,
+                on_bad=config.on_bad,
+                folder=folder,
+            ):
+                writer.append(frames)
+        limits.append(len(writer))
+    records = writer.finish()
+    train, valid, test = _split(config, records.molecules, [np.arange(a, b) for a, b in pairwise(limits)])
+    for line in notes[:5]:
+        note(f"dropped: {line}")
+    if len(notes) > 5:
+        note(f"dropped: {len(notes)} frames in all")
+    dataset = Dataset(records, train, valid, test, checksum(records), notes)
+    _check(dataset, model)
+    return dataset
+
+
+def _split(config: DataConfig, molecules: np.ndarray, named: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    """Indices of train, valid and test, from those of the frames that were named for each."""
+    train, valid, test = named
     if config.max_frames is not None and len(train) > config.max_frames:
         train = np.sort(np.random.default_rng(config.split_seed).permutation(train)[: config.max_frames])
     if config.valid is None:
-        split = split_by_molecule(frames.select(train), config.fractions, config.split_seed)
         rest = train
+        split = split_names(molecules[rest], config.fractions, config.split_seed)
         train, valid = rest[split[0]], rest[split[1]]
         if config.test is None:
             test = rest[split[2]]
         else:  # what would have been split off for it
             train = np.sort(np.concatenate([train, rest[split[2]]]))
-    for line in notes[:5]:
-        note(f"dropped: {line}")
-    if len(notes) > 5:
-        note(f"dropped: {len(notes)} frames in all")
-    _check(frames, train, valid, model)
-    return Dataset(frames, train, valid, test, checksum(frames), notes)
+    return train, valid, test
 
 
-def remainders(frames: Frames, references: Float[np.ndarray, "Z"]) -> Float[np.ndarray, "B"]:
-    """Energies without the sum of the elements' references, [B] eV, in float64."""
-    if not len(frames):
-        return frames.energies
-    return frames.energies - np.add.reduceat(references[frames.numbers], frames.splits[:-1])
-
-
-def _check(frames: Frames, train: np.ndarray, valid: np.ndarray, model: PainnConfig | StudentConfig) -> None:
+def _check(dataset: Dataset, model: PainnConfig | StudentConfig) -> None:
+    frames = dataset.frames
     known = np.arange(1, model.max_z + 1) if model.elements is None else np.array(model.elements)
     unknown = sorted(set(np.unique(frames.numbers).tolist()) - set(known.tolist()))
     if unknown:
         raise DataError(f"the model is made for the elements {known.tolist()}, the data hold {unknown}, too")
-    if not len(train) or not len(valid):
-        missing = "training" if not len(train) else "validation"
+    if not len(dataset.train) or not len(dataset.valid):
+        missing = "training" if not len(dataset.train) else "validation"
         molecules = len(set(frames.molecules))
         raise DataError(
             f"expected frames for training and validation, received none for {missing}: {len(frames)} frames of"

@@ -11,6 +11,8 @@ from jaxtyping import Float, Int
 
 from jaxff.errors import DataError
 
+CHUNK = 1 << 16  # atoms that are read, checked and written at once
+
 
 class Frame(NamedTuple):
     """One labelled structure of n atoms: eV, Å, eV/Å."""
@@ -22,8 +24,25 @@ class Frame(NamedTuple):
     molecule: str
 
 
+class Ragged:
+    """B frames of A atoms in all, joined; frame b owns atoms splits[b]:splits[b+1]."""
+
+    numbers: Int[np.ndarray, "A"]
+    energies: Float[np.ndarray, "B"]  # float64, eV: the total energy as the teacher gave it
+    splits: Int[np.ndarray, "B+1"]  # int64
+    molecules: np.ndarray  # [B] str: which molecule a frame belongs to; the unit of splitting
+
+    def __len__(self) -> int:
+        return len(self.energies)
+
+    @property
+    def num_atoms(self) -> Int[np.ndarray, "B"]:
+        """Atoms of each frame, [B]."""
+        return np.diff(self.splits)
+
+
 @dataclass(frozen=True, eq=False)
-class Frames:
+class Frames(Ragged):
     """Labelled structures, joined: B frames, A atoms in all; frame b owns atoms splits[b]:splits[b+1].
 
     Raises DataError where the arrays' lengths disagree; the values are checked by jaxff.train.data.
@@ -67,9 +86,6 @@ class Frames:
                     f"received {list(received)}"
                 )
 
-    def __len__(self) -> int:
-        return len(self.energies)
-
     def __getitem__(self, index: int) -> Frame:
         """Frame `index` (negative: from the end); its arrays are views. Raises IndexError."""
         b = range(len(self))[index]
@@ -82,28 +98,26 @@ class Frames:
         return (self[b] for b in range(len(self)))
 
     @property
-    def num_atoms(self) -> Int[np.ndarray, "B"]:
-        """Atoms of each frame, [B]."""
-        return np.diff(self.splits)
-
-    @property
     def frame_of_atom(self) -> Int[np.ndarray, "A"]:
         """The frame that each atom belongs to, [A]."""
         return np.repeat(np.arange(len(self)), self.num_atoms)
+
+    def slabs(self, name: str) -> Iterator[np.ndarray]:
+        """A property of the atoms in pieces; here, one."""
+        yield getattr(self, name)
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Frames:
         """The frames `indices` (integers, or a mask [B]), copied, in that order."""
         chosen = np.asarray(indices)
         chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
         counts = self.num_atoms[chosen]
-        splits = cumulative(counts)
-        atoms = np.repeat(self.splits[:-1][chosen] - splits[:-1], counts) + np.arange(splits[-1])
+        atoms = rows_of(self.splits[:-1][chosen], counts)
         return Frames(
             self.numbers[atoms],
             self.positions[atoms],
             self.energies[chosen],
             self.forces[atoms],
-            splits,
+            cumulative(counts),
             self.molecules[chosen],
         )
 
@@ -139,6 +153,22 @@ class Frames:
 def cumulative(counts: Int[np.ndarray, "B"]) -> Int[np.ndarray, "B+1"]:
     """Splits from counts: 0 and the running sums."""
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+
+def rows_of(starts: Int[np.ndarray, "B"], counts: Int[np.ndarray, "B"]) -> Int[np.ndarray, "R"]:
+    """The rows start:start+count of each of B pieces, one piece after the other."""
+    return np.repeat(starts - cumulative(counts)[:-1], counts) + np.arange(counts.sum())
+
+
+def slabs(splits: Int[np.ndarray, "B+1"]) -> Iterator[slice]:
+    """Slices of frames, which together are all of them, of at most CHUNK atoms and CHUNK frames each; a larger frame
+    is a slice of its own."""
+    first, count = 0, len(splits) - 1
+    while first < count:
+        last = int(np.searchsorted(splits, splits[first] + CHUNK, "right")) - 1
+        last = min(max(last, first + 1), first + CHUNK, count)
+        yield slice(first, last)
+        first = last
 
 
 def _empty() -> Frames:

@@ -21,10 +21,10 @@ from jaxff.errors import ConfigError, TrainingError
 from jaxff.files import atomic_write
 from jaxff.loading import load_potential
 from jaxff.models.parameters import Params
-from jaxff.train.batches import Batch, Packer, Position, Prefetch, Work, batch_shape, make_store, stream
+from jaxff.train.batches import Batch, Packer, Position, Prefetch, Store, Work, batch_shape, stream
 from jaxff.train.config import TrainConfig, dump_train_config, resume_conflicts
-from jaxff.train.dataset import Dataset, load_dataset, remainders
-from jaxff.train.references import fit_references
+from jaxff.train.dataset import Dataset, load_dataset
+from jaxff.train.references import fit_references, remainders
 from jaxff.train.report import Metrics, Row, plot_curve, versions
 from jaxff.train.saving import Saver
 from jaxff.train.step import State, Steps, split_frozen
@@ -126,8 +126,9 @@ def train(
     init: a model to start from (a file or a pretrained name), whose configuration replaces config.model; its element
     references are corrected by least squares on what it leaves of the energies. resume: go on with the run in
     `output`, or start it where there is none. max_minutes: stop then, with a checkpoint. stop: asked at each step.
-    Raises ConfigError, DataError, CheckpointError; TrainingError where the folder is taken, the run to resume has
-    another model, or ten steps in a row gave a loss or gradient that isn't finite.
+    While it runs, the frames lie on the disk of `output` (36 bytes an atom, 4 a pair of atoms), in a file without a
+    name, which goes with the process. Raises ConfigError, DataError, CheckpointError; TrainingError where the folder is
+    taken, the run to resume has another model, or ten steps in a row gave a loss or gradient that isn't finite.
     """
     started = time.monotonic()
     if max_minutes is not None and not max_minutes >= 0:
@@ -137,7 +138,7 @@ def train(
     old = [] if resume else _old_run(paths, overwrite)
     _make_folder(paths.folder)
     params, config = _start_parameters(config, init, note)
-    dataset = load_dataset(config.data, config.model, note)
+    dataset = load_dataset(config.data, config.model, note, paths.folder)
     steps = Steps(config.model, config)
     for path in old:  # only now: nothing is lost to a run that can't start
         _remove(path)
@@ -240,20 +241,26 @@ class _Run:
 
     def _reference_correction(self, references: np.ndarray) -> np.ndarray:
         """Least squares on what the energies hold beyond `references`, and beyond the model where it was given."""
-        frames = self.dataset.frames.select(self.dataset.train)
+        frames, train, model = self.dataset.frames, self.dataset.train, self.config.model
         if not np.any(references):
-            return fit_references(frames, self.config.model.max_z)
-        chosen = np.random.default_rng(0).permutation(len(frames))[:REFERENCE_FRAMES]
-        frames = frames.select(np.sort(chosen))
-        store = make_store(frames, remainders(frames, references), self.config.model.cutoff, self.steps.dtype)
-        packer = Packer(store, batch_shape(store, self.config.run.batch_size, 1.1), self.steps.devices)
+            return fit_references(frames, model.max_z, chosen=train)
+        chosen = train[np.sort(np.random.default_rng(0).permutation(len(train))[:REFERENCE_FRAMES])]
+        store = self._store(references)
+        shape = batch_shape(store, self.config.run.batch_size, 1.1, chosen)
+        packer = Packer(store, shape, self.steps.devices)
         trained, frozen = self._on_devices()
         rest = store.energies.astype(np.float64)
-        for group in packer.groups(np.arange(len(store))):
+        for group in packer.groups(chosen):
             energies = np.asarray(self.steps.energies(trained, frozen, self.steps.put(packer.pack(group))))
             for ids, row in zip(group, energies, strict=True):
                 rest[ids] -= row[: len(ids)]
-        return fit_references(replace(frames, energies=rest), self.config.model.max_z)
+        return fit_references(replace(frames, energies=rest), model.max_z, chosen=chosen)
+
+    def _store(self, references: np.ndarray | None) -> Store:
+        """All frames; labels: what `references` leave of their energies."""
+        records = self.dataset.frames
+        labels = records.energies if references is None else remainders(records, references)
+        return Store(records, labels.astype(self.steps.dtype))
 
     def _on_devices(self) -> tuple[Params, Params]:
         """Trained and frozen parameters; the references are in the labels, not in the model, while it is trained."""
@@ -285,15 +292,13 @@ class _Run:
         self.note(f"going on at step {step}")
 
     def _set_up(self, state: State) -> None:
-        """Labels, pairs and batches, now that the references are known; parameters go to the devices."""
-        config, frames = self.config, self.dataset.frames
-        labels = frames.energies if self.references is None else remainders(frames, self.references)
-        self.store = make_store(frames, labels, config.model.cutoff, self.steps.dtype)
-        shape = batch_shape(self.store, config.run.batch_size, config.run.padding)
-        self.packer = Packer(self.store, shape, self.steps.devices)
+        """Labels and batches, now that the references are known; parameters go to the devices."""
+        store = self._store(self.references)
+        shape = batch_shape(store, self.config.run.batch_size, self.config.run.padding)
+        self.packer = Packer(store, shape, self.steps.devices)
         _, self.frozen = self._on_devices()
         self.state = self.steps.replicate(state)
-        self.paths.write(self.paths.config, dump_train_config(config))
+        self.paths.write(self.paths.config, dump_train_config(self.config))
         rows = "".join(f'"{molecule}",{name}\n' for molecule, name in self.dataset.split_rows())
         self.paths.write(self.paths.split, "molecule,split\n" + rows)
 

@@ -8,7 +8,7 @@ import pytest
 
 from jaxff import neighbors
 from jaxff.errors import DataError
-from jaxff.train import batches
+from jaxff.train import pairs
 from jaxff.train.batches import Packer, Position, Prefetch, Store, Work, batch_shape, epoch_order, make_store, stream
 from jaxff.train.frames import Frame, Frames
 from tests.train.teacher import labelled
@@ -31,9 +31,9 @@ def store(frames: Frames) -> Store:
 def test_pairs_are_those_of_each_frame(
     frames: Frames, dense_limit: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "DENSE_LIMIT", dense_limit)
-    monkeypatch.setattr(batches, "CHUNK", chunk)
-    senders, receivers, start, count = batches.find_pairs(frames.positions, frames.splits, CUTOFF)
+    monkeypatch.setattr(pairs, "DENSE_LIMIT", dense_limit)
+    monkeypatch.setattr(pairs, "CHUNK", chunk)
+    senders, receivers, start, count = pairs.find_pairs(frames.positions, frames.splits, CUTOFF)
     assert count.sum() == len(senders) == len(receivers)
     for b, frame in enumerate(frames):
         own = slice(start[b], start[b] + count[b])
@@ -68,20 +68,20 @@ def test_batches_hold_each_frame_once(frames: Frames, store: Store, devices: int
             assert first < shape.atoms, "the last atom must be padding"
             assert not batch.numbers[k, first:].any()
             assert not batch.atoms[k, len(ids) :].any()
-            pairs = int(store.pair_count[ids].sum())
-            assert np.all(batch.receivers[k, pairs:] == shape.atoms - 1)
-            assert np.all(batch.senders[k, pairs:] == shape.atoms - 1)
+            count = int(store.records.pair_count[ids].sum())
+            assert np.all(batch.receivers[k, count:] == shape.atoms - 1)
+            assert np.all(batch.senders[k, count:] == shape.atoms - 1)
             assert np.all(np.diff(batch.receivers[k]) >= 0)
             assert np.all(np.diff(batch.frames[k]) >= 0)
-            vectors = batch.positions[k][batch.senders[k, :pairs]] - batch.positions[k][batch.receivers[k, :pairs]]
+            vectors = batch.positions[k][batch.senders[k, :count]] - batch.positions[k][batch.receivers[k, :count]]
             distances = np.linalg.norm(vectors, axis=1)
             assert np.all((distances > 0.1) & (distances <= CUTOFF + 1e-9))
 
 
-def test_a_batch_has_room_for_the_largest_frame(store: Store) -> None:
+def test_a_batch_has_room_for_the_largest_frame(frames: Frames, store: Store) -> None:
     shape = batch_shape(store, 1, 1.0)
-    assert shape.atoms > store.atom_count.max()
-    assert shape.pairs >= store.pair_count.max()
+    assert shape.atoms > frames.num_atoms.max()
+    assert shape.pairs >= store.records.pair_count.max()
     groups = list(Packer(store, shape).groups(np.arange(len(store))))
     assert [len(group[0]) for group in groups] == [1] * len(store)
 
@@ -130,6 +130,6 @@ def test_prefetching_hands_on_items_and_errors() -> None:
 
 
 def test_frames_too_large_for_their_pairs_are_refused() -> None:
-    n = batches.LARGEST + 1
+    n = pairs.LARGEST + 1
     with pytest.raises(DataError, match="at most 32768 atoms"):
-        batches.find_pairs(np.zeros((n, 3)), np.array([0, n]), 1.0)
+        pairs.find_pairs(np.zeros((n, 3)), np.array([0, n]), 1.0)
