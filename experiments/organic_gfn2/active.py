@@ -31,16 +31,16 @@ FIRST, EVERY = 200, 150  # steps before the first frame, and between two
 
 
 def start(task: tuple[str, int]) -> tuple[str, np.ndarray, np.ndarray] | None:
-    """SMILES, numbers and positions of an MMFF minimum."""
+    """SMILES, numbers and positions of an MMFF minimum; None where RDKit fails, as it does on odd molecules."""
     from sampling import Mechanics, embed
 
     smiles, seed = task
     try:
         molecule, (first, *_) = embed(smiles, 1, seed)
         mechanics = Mechanics(molecule)
-    except ValueError:
+        return smiles, mechanics.numbers, mechanics.minimize(first, 200)
+    except (ValueError, RuntimeError):
         return None
-    return smiles, mechanics.numbers, mechanics.minimize(first, 200)
 
 
 def work(task: tuple[Path, dict[str, Any], list[tuple[str, np.ndarray, np.ndarray]]]) -> int:
