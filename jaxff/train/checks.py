@@ -50,19 +50,19 @@ class Part:
         )
 
 
-def check(parts: Iterable[Part], max_force: float) -> Iterator[Part]:
+def check(parts: Iterable[Part], max_force: float, closed_shell: bool = False) -> Iterator[Part]:
     """The parts of one file without their bad frames; lengths in Å, energies in eV.
 
     Bad: no atoms, atomic numbers outside 1..118, NaN, a position beyond 1e6 Å, a force component above max_force
-    (eV/Å), atoms closer than 0.2 Å, a net force. Raises DataError after the last part where the units of the whole file
-    are not plausible.
+    (eV/Å), atoms closer than 0.2 Å, a net force, an odd number of electrons where `closed_shell`. Raises DataError
+    after the last part where the units of the whole file are not plausible.
     """
     seen = _Seen()
     for part in parts:
         numeric = part.without(_not_numbers(part.frames))
         closest, scaled = closest_distances(numeric.frames)
         seen.add(numeric, scaled)
-        yield numeric.without(_not_physical(numeric.frames, closest, max_force))
+        yield numeric.without(_not_physical(numeric.frames, closest, max_force, closed_shell))
     seen.plausible()
 
 
@@ -222,7 +222,9 @@ def _not_numbers(frames: Frames) -> dict[int, str]:
     return bad
 
 
-def _not_physical(frames: Frames, closest: Float[np.ndarray, "B"], max_force: float) -> dict[int, str]:
+def _not_physical(
+    frames: Frames, closest: Float[np.ndarray, "B"], max_force: float, closed_shell: bool
+) -> dict[int, str]:
     bad: dict[int, str] = {}
     _note(bad, closest < OVERLAP, lambda b: f"two atoms {closest[b]:.3g} Å apart, expected at least {OVERLAP} Å")
     largest = _reduce(np.maximum, np.abs(frames.forces).max(axis=1, initial=0.0), frames)
@@ -240,6 +242,13 @@ def _not_physical(frames: Frames, closest: Float[np.ndarray, "B"], max_force: fl
         net > allowed,
         lambda b: f"forces that add up to {net[b]:.3g} eV/Å instead of 0 (mixed units, or labels of something else?)",
     )
+    if closed_shell:
+        electrons = _reduce(np.add, frames.numbers, frames)
+        _note(
+            bad,
+            electrons % 2 == 1,
+            lambda b: f"{electrons[b]} electrons, an odd number, and the model is closed_shell: no radicals, no ions",
+        )
     return bad
 
 

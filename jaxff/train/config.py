@@ -25,6 +25,9 @@ class DataConfig(Settings):
         default=(0.9, 0.05, 0.05), description="of molecules: train, valid, test"
     )
     split_seed: int = Field(default=0, ge=0, description="of the hash that splits molecules")
+    allow_overlap: bool = Field(
+        default=False, description="whether a molecule may be in two of the files named for train, valid and test"
+    )
     max_frames: int | None = Field(default=None, ge=1, description="a random subset of all frames, for quick tries")
     units: Units = Field(default_factory=Units, description="of the files: energy, length")
     max_force: float = Field(default=100.0, gt=0.0, description="eV/Å; frames with larger force components are bad")

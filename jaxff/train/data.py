@@ -61,6 +61,7 @@ def read_frames(
     units: Units = Units(),  # noqa: B008  (immutable)
     max_force: float = 100.0,
     on_bad: Literal["refuse", "drop"] = "refuse",
+    closed_shell: bool = False,
     progress: Progress | None = None,
     energy_key: str | None = None,
     forces_key: str | None = None,
@@ -73,6 +74,7 @@ def read_frames(
         units=units,
         max_force=max_force,
         on_bad=on_bad,
+        closed_shell=closed_shell,
         progress=progress,
         energy_key=energy_key,
         forces_key=forces_key,
@@ -87,6 +89,7 @@ def iterate_frames(
     units: Units = Units(),  # noqa: B008  (immutable)
     max_force: float = 100.0,
     on_bad: Literal["refuse", "drop"] = "refuse",
+    closed_shell: bool = False,
     progress: Progress | None = None,
     energy_key: str | None = None,
     forces_key: str | None = None,
@@ -96,9 +99,9 @@ def iterate_frames(
     (file and frame named).
 
     sources: files, folders (all files of a known suffix in them) or globs: extended XYZ (.xyz, .extxyz), ASE databases
-    (.db, .json), HDF5 (.h5, .hdf5; jaxff.train.hdf5). A file that is found twice is read once. energy_key, forces_key:
-    where extended XYZ and databases have the labels. progress: told each file and how many frames it gave. folder: for
-    temporary files.
+    (.db, .json), HDF5 (.h5, .hdf5; jaxff.train.hdf5). A file that is found twice is read once. closed_shell: frames
+    with an odd number of electrons are bad. energy_key, forces_key: where extended XYZ and databases have the labels.
+    progress: told each file and how many frames it gave. folder: for temporary files.
 
     A frame's molecule is what its file says (`molecule`, `smiles`, `name`), else its Hill formula: isomers then count
     as one. Raises DataError: nothing found, a file that can't be read; after its last piece, units of a file that can't
@@ -111,7 +114,7 @@ def iterate_frames(
     for path in find_files(sources):
         count = 0
         converted = (_in_ev_and_angstrom(part, units) for part in _read(path, energy_key, forces_key, folder))
-        for part in check(converted, max_force):
+        for part in check(converted, max_force, closed_shell):
             dropped.extend(f"{part.path}, frame {index}: {what}" for index, what in part.problems)
             count += len(part.frames)
             yield part.frames

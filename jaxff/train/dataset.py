@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -58,9 +58,10 @@ def load_dataset(
     """Everything that `config` names, with its pairs within the model's cutoff; memory holds an index alone.
 
     folder: on whose disk the frames are kept until the data set is gone; None: where the system keeps such files.
-    Raises DataError: bad frames, unknown elements, nothing to validate on, no room on disk.
+    Raises DataError: bad frames, unknown elements, nothing to validate on, a molecule on two sides, no room on disk.
     """
     notes: list[str] = []
+    closed_shell = isinstance(model, PainnConfig) and model.closed_shell
     writer = Writer(model.cutoff, folder)
     limits = [0]
     for sources in (config.train, config.valid, config.test):
@@ -71,6 +72,7 @@ def load_dataset(
                 units=config.units,
                 max_force=config.max_force,
                 on_bad=config.on_bad,
+                closed_shell=closed_shell,
                 folder=folder,
             ):
                 writer.append(frames)
@@ -83,6 +85,7 @@ def load_dataset(
         note(f"dropped: {len(notes)} frames in all")
     dataset = Dataset(records, train, valid, test, checksum(records), notes)
     _check(dataset, model)
+    _check_overlap(dataset, config.allow_overlap, note)
     return dataset
 
 
@@ -115,3 +118,20 @@ def _check(dataset: Dataset, model: PainnConfig | StudentConfig) -> None:
             f"expected frames for training and validation, received none for {missing}: {len(frames)} frames of"
             f" {molecules} molecules; change data.fractions, or name files in data.valid (a molecule is never split)"
         )
+
+
+def _check_overlap(dataset: Dataset, allowed: bool, note: Callable[[str], None]) -> None:
+    """A molecule that is trained on and tested makes the errors told too small; files that are named can share some."""
+    names = {name: set(dataset.frames.molecules[getattr(dataset, name)]) for name in SPLITS}
+    for one, other in combinations(SPLITS, 2):
+        shared = sorted(names[one] & names[other])
+        if not shared:
+            continue
+        quoted = ", ".join(shared[:3]) + (", ..." if len(shared) > 3 else "")
+        found = f"{len(shared)} of {len(names[other])} molecules of data.{other} are in data.{one}, too ({quoted})"
+        if not allowed:
+            raise DataError(
+                f"{found}: errors on them would be too small. Take them out of one; or set data.allow_overlap: true"
+                " where this is meant, or where these are formulas that isomers share (files without molecules' names)"
+            )
+        note(f"{found}: errors on them may be too small (data.allow_overlap)")

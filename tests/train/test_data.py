@@ -416,6 +416,21 @@ def test_bad_frames_of_xyz_keep_their_numbers(frames: Frames, tmp_path: Path) ->
     assert len(read) == 17
 
 
+def test_odd_electrons_are_bad_where_the_model_is_closed_shell(frames: Frames, tmp_path: Path) -> None:
+    good = list(frames)
+    methyl = Frame(*(x[:-1] for x in good[1][:2]), 0.0, 0.0 * good[1].forces[:-1], "CH3")
+    write_h5(tmp_path / "a.h5", Frames.of([methyl, *good]))
+    assert len(read_frames([tmp_path / "a.h5"])[0]) == 21
+    with pytest.raises(DataError, match=r"1 of 21 frames can't be used: .*a\.h5, frame 0: 9 electrons, an odd number"):
+        read_frames([tmp_path / "a.h5"], closed_shell=True)
+    data = DataConfig.model_validate({"train": str(tmp_path / "a.h5"), "on_bad": "drop", "fractions": (0.5, 0.5, 0)})
+    for closed_shell, count in ((True, 20), (False, 21)):
+        notes: list[str] = []
+        dataset = load_dataset(data, PainnConfig.model_validate({"closed_shell": closed_shell}), notes.append)
+        assert len(dataset.frames) == count
+        assert len(notes) == (closed_shell is True)
+
+
 def test_many_bad_frames_are_counted(frames: Frames, tmp_path: Path) -> None:
     write_h5(tmp_path / "a.h5", replace(frames, energies=np.full(20, np.nan)))
     with pytest.raises(DataError, match=r"20 of 20 frames can't be used: .*; \.\.\."):
@@ -530,3 +545,25 @@ def test_a_test_set_of_its_own_leaves_its_fraction_to_training(frames: Frames, t
     dataset = load_dataset(DataConfig.model_validate(data), PainnConfig.model_validate({}))
     assert sorted([*dataset.train, *dataset.valid]) == list(range(200))
     assert list(dataset.test) == list(range(200, 220))
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ({"valid": "b.h5"}, "1 of 1 molecules of data.valid are in data.train, too (CO2)"),
+        ({"test": "b.h5"}, "1 of 1 molecules of data.test are in data.valid, too (CO2)"),
+        ({"valid": "c.h5", "test": "c.h5"}, "2 of 2 molecules of data.test are in data.valid, too (x, y)"),
+    ],
+)
+def test_a_molecule_on_two_sides_is_refused(frames: Frames, tmp_path: Path, named: dict[str, str], said: str) -> None:
+    write_h5(tmp_path / "a.h5", frames)
+    write_h5(tmp_path / "b.h5", frames.select([4]))
+    write_h5(tmp_path / "c.h5", Frames.of([changed(frames[0], molecule=name) for name in "xy"]))
+    paths = {part: str(tmp_path / name) for part, name in {"train": "a.h5", **named}.items()}
+    data = {**paths, "fractions": (0.4, 0.6, 0.0), "split_seed": 3}
+    with pytest.raises(DataError, match=rf"{re.escape(said)}: .*data\.allow_overlap: true"):
+        load_dataset(DataConfig.model_validate(data), PainnConfig.model_validate({}))
+    notes: list[str] = []
+    data["allow_overlap"] = True
+    load_dataset(DataConfig.model_validate(data), PainnConfig.model_validate({}), notes.append)
+    assert any(line.startswith(said) for line in notes)
