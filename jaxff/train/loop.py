@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
 import json
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,19 +14,18 @@ import jax
 import numpy as np
 
 from jaxff import models
-from jaxff.checkpoint import load_checkpoint, save_checkpoint
+from jaxff.checkpoint import load_checkpoint
 from jaxff.errors import ConfigError, TrainingError
-from jaxff.files import atomic_write
 from jaxff.loading import load_potential
 from jaxff.models.parameters import Params
 from jaxff.train.batches import Batch, Packer, Position, Prefetch, Store, Work, batch_shape, stream
 from jaxff.train.config import TrainConfig, dump_train_config, resume_conflicts
 from jaxff.train.dataset import Dataset, load_dataset
+from jaxff.train.output import Output, remove
 from jaxff.train.references import fit_references, remainders
-from jaxff.train.report import Metrics, Row, plot_curve, versions
-from jaxff.train.saving import Saver
+from jaxff.train.report import Metrics, Row, errors_of, plot_curve, training_record, versions
+from jaxff.train.saving import Course, Saver, export
 from jaxff.train.step import State, Steps, split_frozen
-from jaxff.units import chemical_symbols
 
 Note = Callable[[str], None]
 TOO_MANY_SKIPPED = 10  # steps in a row
@@ -47,56 +44,6 @@ class Status:
     frames_per_s: float | None = None
     valid_energy_mae: float | None = None  # meV/atom
     valid_force_mae: float | None = None  # meV/Å
-
-
-@dataclass(frozen=True)
-class Output:
-    """Paths of a run's files."""
-
-    folder: Path
-
-    def __getattr__(self, name: str) -> Path:
-        files = {
-            "config": "config.yaml",
-            "metrics": "metrics.csv",
-            "curve": "curve.png",
-            "summary": "summary.json",
-            "split": "split.csv",
-            "best": "best.safetensors",
-            "last": "last.safetensors",
-            "checkpoints": "checkpoints",
-        }
-        if name not in files:
-            raise AttributeError(name)
-        return self.folder / files[name]
-
-    def write(self, path: Path, text: str) -> None:
-        """A whole file at once."""
-        with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-
-
-@dataclass
-class Course:
-    """What the host keeps of a run between its steps; all of it goes into checkpoints."""
-
-    position: Position = field(default_factory=Position)
-    elapsed_s: float = 0.0
-    best_loss: float | None = None
-    best_step: int | None = None
-    best_errors: dict[str, Any] | None = None
-    errors: dict[str, Any] | None = None  # of the last validation
-    validations_since_best: int = 0
-    validations_since_cut: int = 0  # of the learning rate
-
-    def dump(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return self.__dict__ | {"position": list(self.position)}
-
-    @staticmethod
-    def load(data: dict[str, Any]) -> Course:
-        """The inverse of `dump`."""
-        return Course(**(data | {"position": Position(*data["position"])}))
 
 
 @dataclass(frozen=True)
@@ -134,14 +81,14 @@ def train(
     if max_minutes is not None and not max_minutes >= 0:
         raise ConfigError(f"expected max_minutes of at least 0, received {max_minutes}")
     paths = Output(Path(output))
-    resume = resume and (_has_entries(paths.checkpoints) or not (paths.best.exists() or paths.last.exists()))
-    old = [] if resume else _old_run(paths, overwrite)
-    _make_folder(paths.folder)
+    resume = resume and paths.may_resume
+    old = [] if resume else paths.old_run(overwrite)
+    paths.make()
     params, config = _start_parameters(config, init, note)
     dataset = load_dataset(config.data, config.model, note, paths.folder)
     steps = Steps(config.model, config)
     for path in old:  # only now: nothing is lost to a run that can't start
-        _remove(path)
+        remove(path)
     with Saver(paths.checkpoints) as saver:
         run = _Run(config, dataset, params, paths, saver, steps, progress, note)
         if resume and saver.latest is not None:
@@ -151,42 +98,6 @@ def train(
         deadline = None if max_minutes is None else started + 60 * max_minutes
         with run.steps.precision():
             return run.go(stop, deadline)
-
-
-def _has_entries(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())
-
-
-def _old_run(paths: Output, overwrite: bool) -> list[Path]:
-    """What an earlier run left, if it may be replaced. Raises TrainingError."""
-    files = [getattr(paths, name) for name in ("metrics", "best", "last", "summary")]
-    taken = [path for path in files if path.exists()]
-    going_on = _has_entries(paths.checkpoints)
-    if going_on:
-        taken.append(paths.checkpoints)
-    if taken and not overwrite:
-        names = ", ".join(path.name for path in taken)
-        way = "pass --resume or --overwrite" if going_on else "pass --overwrite (there is no checkpoint to resume from)"
-        raise TrainingError(f"{paths.folder}: already holds a run ({names}): name another folder, or {way}")
-    return taken
-
-
-def _remove(path: Path) -> None:
-    import shutil
-
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"{folder}: can't be written to ({error.strerror})") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise TrainingError(f"{folder}: can't be written to (no permission)")
 
 
 def _start_parameters(config: TrainConfig, init: str | Path | None, note: Note) -> tuple[Params, TrainConfig]:
@@ -407,25 +318,7 @@ class _Run:
         """Loss, MAE and RMSE (meV/atom, meV/Å) and force MAE by element over batches on the devices."""
         parts = [self.steps.evaluate(params, self.frozen, batch) for batch in batches]
         sums = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *jax.device_get(parts))
-        loss = self.config.loss
-        value = loss.energy.weight * sums["energy_loss"] / sums["frames"]
-        value += loss.force.weight * sums["force_loss"] / sums["components"]
-        if loss.angular_weight > 0 and sums["directions"] > 0:
-            value += loss.angular_weight * sums["angular_loss"] / sums["directions"]
-        present = np.flatnonzero(sums["element_components"])
-        elements = {
-            chemical_symbols[z]: float(1e3 * sums["element_absolute"][z] / sums["element_components"][z])
-            for z in present
-        }
-        return {
-            "loss": float(value),
-            "frames": int(sums["frames"]),
-            "energy_mae_meV_per_atom": float(1e3 * sums["energy_absolute"] / sums["frames"]),
-            "energy_rmse_meV_per_atom": float(1e3 * np.sqrt(sums["energy_squared"] / sums["frames"])),
-            "force_mae_meV_per_A": float(1e3 * sums["force_absolute"] / sums["components"]),
-            "force_rmse_meV_per_A": float(1e3 * np.sqrt(sums["force_squared"] / sums["components"])),
-            "force_mae_by_element_meV_per_A": elements,
-        }
+        return errors_of(sums, self.config.loss)
 
     def _batches(self, indices: np.ndarray) -> Iterator[Batch]:
         return (self.packer.pack(group) for group in self.packer.groups(indices))
@@ -446,26 +339,9 @@ class _Run:
 
     def _export(self, path: Path, step: int) -> None:
         """The averaged parameters as a model file, with a record of how they came about."""
-        params = jax.tree.map(np.asarray, jax.device_get({**self.state.ema, **self.frozen}))
-        if self.references is not None:
-            params["reference"] = {"energies": self.references}
-        save_checkpoint(path, params, self.config.model, {"training": self.record(step)})
-
-    def record(self, step: int) -> dict[str, Any]:
-        """What a model file says of its training; of the data's paths, the names."""
-        config = self.config.model_dump(mode="json", exclude={"model"})
-        for part in ("train", "valid", "test"):
-            config["data"][part] = config["data"][part] and [Path(source).name for source in config["data"][part]]
-        return {
-            "step": step,
-            "of_steps": self.config.run.steps,
-            "data_sha256": self.dataset.checksum,
-            "data": self.dataset.counts(),
-            "validation": self.course.errors,
-            "config": config,
-            "versions": versions(),
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        }
+        params = jax.device_get({**self.state.ema, **self.frozen})
+        record = training_record(self.config, self.dataset, step, self.course.errors)
+        export(path, params, self.references, self.config.model, record)
 
     def _finish(self, step: int, status: Literal["completed", "early", "stopped"]) -> Result:
         self.save(step)

@@ -1,16 +1,20 @@
-"""What a run tells: metrics.csv row by row, the learning curve as a picture, the summary."""
+"""What a run tells: errors, metrics.csv row by row, the learning curve as a picture, the record in a model file."""
 
 from __future__ import annotations
 
 import csv
+import datetime
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxff.files import atomic_write
+from jaxff.train.config import LossConfig, TrainConfig
+from jaxff.train.dataset import SPLITS, Dataset
+from jaxff.units import chemical_symbols
 from jaxff.versions import versions_with
 
 COLUMNS = (
@@ -103,6 +107,44 @@ def plot_curve(path: Path, metrics: Metrics, title: str) -> None:
     all_axes[-1].set_xlabel("step")
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def errors_of(sums: Mapping[str, Any], loss: LossConfig) -> dict[str, Any]:
+    """Loss, MAE and RMSE (meV/atom, meV/Å) and force MAE by element, from sums over frames (jaxff.train.loss)."""
+    value = loss.energy.weight * sums["energy_loss"] / sums["frames"]
+    value += loss.force.weight * sums["force_loss"] / sums["components"]
+    if loss.angular_weight > 0 and sums["directions"] > 0:
+        value += loss.angular_weight * sums["angular_loss"] / sums["directions"]
+    present = np.flatnonzero(sums["element_components"])
+    elements = {
+        chemical_symbols[z]: float(1e3 * sums["element_absolute"][z] / sums["element_components"][z]) for z in present
+    }
+    return {
+        "loss": float(value),
+        "frames": int(sums["frames"]),
+        "energy_mae_meV_per_atom": float(1e3 * sums["energy_absolute"] / sums["frames"]),
+        "energy_rmse_meV_per_atom": float(1e3 * np.sqrt(sums["energy_squared"] / sums["frames"])),
+        "force_mae_meV_per_A": float(1e3 * sums["force_absolute"] / sums["components"]),
+        "force_rmse_meV_per_A": float(1e3 * np.sqrt(sums["force_squared"] / sums["components"])),
+        "force_mae_by_element_meV_per_A": elements,
+    }
+
+
+def training_record(config: TrainConfig, dataset: Dataset, step: int, errors: dict[str, Any] | None) -> dict[str, Any]:
+    """What a model file says of its training; of the data's paths, the names. errors: of the last validation."""
+    settings = config.model_dump(mode="json", exclude={"model"})
+    for part in SPLITS:
+        settings["data"][part] = settings["data"][part] and [Path(source).name for source in settings["data"][part]]
+    return {
+        "step": step,
+        "of_steps": config.run.steps,
+        "data_sha256": dataset.checksum,
+        "data": dataset.counts(),
+        "validation": errors,
+        "config": settings,
+        "versions": versions(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
 
 
 def versions() -> dict[str, str]:

@@ -1,18 +1,46 @@
-"""Checkpoints of a run with Orbax: the state's arrays, and beside them what the host must know."""
+"""Checkpoints of a run with Orbax: the state's arrays, and beside them what the host must know; and model files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxff.checkpoint import save_checkpoint
+from jaxff.config import PainnConfig, StudentConfig
 from jaxff.errors import TrainingError
+from jaxff.models.parameters import Params
+from jaxff.train.batches import Position
 from jaxff.train.step import State
 
 KEEP = 2
+
+
+@dataclass
+class Course:
+    """What the host keeps of a run between its steps; all of it goes into checkpoints."""
+
+    position: Position = field(default_factory=Position)
+    elapsed_s: float = 0.0
+    best_loss: float | None = None
+    best_step: int | None = None
+    best_errors: dict[str, Any] | None = None
+    errors: dict[str, Any] | None = None  # of the last validation
+    validations_since_best: int = 0
+    validations_since_cut: int = 0  # of the learning rate
+
+    def dump(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return self.__dict__ | {"position": list(self.position)}
+
+    @staticmethod
+    def load(data: dict[str, Any]) -> Course:
+        """The inverse of `dump`."""
+        return Course(**(data | {"position": Position(*data["position"])}))
 
 
 class Saver:
@@ -71,6 +99,16 @@ class Saver:
             raise TrainingError(
                 f"{self.folder}: checkpoint {step} can't be read ({error}); without its folder, the one before is used"
             ) from None
+
+
+def export(
+    path: Path, params: Params, references: np.ndarray | None, config: PainnConfig | StudentConfig, record: Any
+) -> None:
+    """Parameters as a model file, the references (eV, float64) in their place, with a record of its training."""
+    params = jax.tree.map(np.asarray, params)
+    if references is not None:
+        params["reference"] = {"energies": references}
+    save_checkpoint(path, params, config, {"training": record})
 
 
 def _flat(state: State) -> dict[str, np.ndarray]:
