@@ -42,7 +42,10 @@ class Frames:
 
 
 class AppendedFile:
-    """A file that grows by whole records, each in one system call: a run that is killed leaves whole ones."""
+    """A file that grows by whole records, each in one system call: a run that is killed leaves whole ones.
+
+    But for the last one, rarely: a SIGKILL within the call itself ends the write at a page of the file (4 kB).
+    """
 
     def __init__(self, path: Path, header: str = "") -> None:
         self._file = path.open("wb", buffering=0)
