@@ -12,6 +12,12 @@ from pydantic import Field, field_validator, model_validator
 from jaxff.config import ModelConfig, PainnConfig, Settings, parse_settings, read_yaml
 from jaxff.train.data import Units
 
+# by a resumed run: how long, on what machine, how often it is looked at, and the data, whose change it sees itself
+_MAY_CHANGE = {
+    *("data.train", "data.valid", "data.test", "data.allow_overlap", "data.max_force", "data.on_bad"),
+    *("run.steps", "run.devices", "run.log_every", "run.validate_every", "run.early_stop", "run.checkpoint_minutes"),
+}
+
 
 class DataConfig(Settings):
     """Which frames, and how they are split."""
@@ -131,15 +137,15 @@ def dump_train_config(config: TrainConfig) -> str:
 
 
 def resume_conflicts(before: Mapping[str, Any], now: TrainConfig) -> tuple[list[str], list[str]]:
-    """What differs from the settings of a checkpoint: what forbids going on, and what is merely to be noted."""
+    """What differs from the settings of a checkpoint: what makes another curve, and what is merely to be noted."""
     fatal: list[str] = []
     notes: list[str] = []
-    old, new = _flat(before), _flat(now.model_dump(mode="json"))
+    then = parse_settings(TrainConfig, before, "the checkpoint's settings")  # what it doesn't know has its default
+    old, new = _flat(then.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
     for key in sorted(old.keys() | new.keys()):
         was, is_ = old.get(key), new.get(key)
         if was != is_:
-            line = f"{key}: {was!r} before, {is_!r} now"
-            (fatal if key.startswith("model.") or key == "run.dtype" else notes).append(line)
+            (notes if key in _MAY_CHANGE else fatal).append(f"{key}: {was!r} before, {is_!r} now")
     return fatal, notes
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxff import models
 from jaxff.checkpoint import load_checkpoint
+from jaxff.config import parse_model_config
 from jaxff.errors import ConfigError, TrainingError
 from jaxff.loading import load_potential
 from jaxff.models.parameters import Params
@@ -24,7 +25,7 @@ from jaxff.train.dataset import Dataset, load_dataset
 from jaxff.train.output import Output, remove
 from jaxff.train.references import fit_references, remainders
 from jaxff.train.report import Metrics, Row, errors_of, plot_curve, training_record, versions
-from jaxff.train.saving import Course, Saver, export
+from jaxff.train.saving import Course, Saved, Saver, export, plain, read_latest
 from jaxff.train.step import State, Steps, split_frozen
 
 Note = Callable[[str], None]
@@ -72,10 +73,11 @@ def train(
 
     init: a model to start from (a file or a pretrained name), whose configuration replaces config.model; its element
     references are corrected by least squares on what it leaves of the energies. resume: go on with the run in
-    `output`, or start it where there is none. max_minutes: stop then, with a checkpoint. stop: asked at each step.
-    While it runs, the frames lie on the disk of `output` (36 bytes an atom, 4 a pair of atoms), in a file without a
-    name, which goes with the process. Raises ConfigError, DataError, CheckpointError; TrainingError where the folder is
-    taken, the run to resume has another model, or ten steps in a row gave a loss or gradient that isn't finite.
+    `output`, or start it where there is none; `init` is then not read. max_minutes: stop then, with a checkpoint. stop:
+    asked at each step. While it runs, the frames lie on the disk of `output` (36 bytes an atom, 4 a pair of atoms), in
+    a file without a name, which goes with the process. Raises ConfigError, DataError, CheckpointError; TrainingError
+    where the folder is taken, the run to resume has other settings, or ten steps in a row gave a loss or gradient that
+    isn't finite.
     """
     started = time.monotonic()
     if max_minutes is not None and not max_minutes >= 0:
@@ -84,17 +86,22 @@ def train(
     resume = resume and paths.may_resume
     old = [] if resume else paths.old_run(overwrite)
     paths.make()
-    params, config = _start_parameters(config, init, note)
+    saved = read_latest(paths.checkpoints) if resume and paths.has_checkpoints else None
+    if saved is None:
+        params, config = _start_parameters(config, init, note)
+    else:
+        params, config = _parameters_to_go_on(config, init, saved, paths, note)
+        init = saved.init
     dataset = load_dataset(config.data, config.model, note, paths.folder)
     steps = Steps(config.model, config)
     for path in old:  # only now: nothing is lost to a run that can't start
         remove(path)
     with Saver(paths.checkpoints) as saver:
-        run = _Run(config, dataset, params, paths, saver, steps, progress, note)
-        if resume and saver.latest is not None:
-            run.restore(saver.latest)
-        else:
+        run = _Run(config, dataset, params, None if init is None else str(init), paths, saver, steps, progress, note)
+        if saved is None or saver.latest is None:
             run.begin()
+        else:
+            run.restore(saver.latest, saved)
         deadline = None if max_minutes is None else started + 60 * max_minutes
         with run.steps.precision():
             return run.go(stop, deadline)
@@ -112,6 +119,31 @@ def _start_parameters(config: TrainConfig, init: str | Path | None, note: Note) 
     return jax.tree.map(np.asarray, potential.params), config.model_copy(update={"model": potential.config})
 
 
+def _parameters_to_go_on(
+    config: TrainConfig, init: str | Path | None, saved: Saved, paths: Output, note: Note
+) -> tuple[Params, TrainConfig]:
+    """Parameters of the right shapes, the frozen ones as the run has them, and the settings. Raises TrainingError."""
+    if saved.frozen is None:  # an older checkpoint, which needs --init again
+        params, config = _start_parameters(config, init, note)
+    else:
+        if init is not None and str(init) != saved.init:
+            note(f"{init} is not read: the run goes on from its checkpoint")
+        if saved.init is not None:  # its settings stood in for config.model, then as now
+            model = parse_model_config(saved.config["model"])
+            config = config.model_copy(update={"model": model})
+        params, config = _start_parameters(config, None, note)
+        params |= saved.frozen_params
+    fatal, notes = resume_conflicts(saved.config, config)
+    if fatal:
+        raise TrainingError(
+            f"{paths.folder}: can't go on with other settings ({'; '.join(fatal)}): it would be another curve. Set them"
+            f" back, or start a new run from its parameters (--init {paths.last}, another folder)"
+        )
+    for line in notes:
+        note(f"changed since the checkpoint: {line}")
+    return params, config
+
+
 class _Run:
     """The parts of a run, and what happens at its events."""
 
@@ -120,6 +152,7 @@ class _Run:
         config: TrainConfig,
         dataset: Dataset,
         params: Params,
+        init: str | None,
         paths: Output,
         saver: Saver,
         steps: Steps,
@@ -129,7 +162,7 @@ class _Run:
         self.config, self.dataset, self.paths, self.saver = config, dataset, paths, saver
         self.progress, self.note = progress or (lambda _: None), note
         self.steps = steps
-        self.params = params
+        self.params, self.init = params, init
         self.references: np.ndarray | None = None
         if "reference" in params:
             self.references = np.asarray(params["reference"]["energies"], np.float64)
@@ -181,19 +214,14 @@ class _Run:
         cast = jax.tree.map(lambda x: np.asarray(x, self.steps.dtype), (trained, frozen))
         return self.steps.replicate(cast)
 
-    def restore(self, step: int) -> None:
+    def restore(self, step: int, saved: Saved) -> None:
         """The run of a checkpoint."""
-        host = self.saver.read_host(step)
-        fatal, notes = resume_conflicts(host["config"], self.config)
-        if fatal:
-            raise TrainingError(f"{self.paths.folder}: can't go on with another model ({'; '.join(fatal)})")
-        for line in notes:
-            self.note(f"changed since the checkpoint: {line}")
-        self.references = None if host["references"] is None else np.array(host["references"], np.float64)
-        self.course = Course.load(host["course"])
-        if host["data_sha256"] != self.dataset.checksum:
+        self.references = None if saved.references is None else np.array(saved.references, np.float64)
+        self.course = saved.course
+        now = self.dataset.checksum, len(self.dataset.train)
+        if (saved.data_sha256, saved.training_frames) != now:
             self.note(
-                f"the data changed since the checkpoint ({host['training_frames']} training frames before,"
+                f"the data changed since the checkpoint ({saved.training_frames} training frames before,"
                 f" {len(self.dataset.train)} now): going on with a new epoch"
             )
             self.course.position = Position(self.course.position.epoch + 1, 0)
@@ -328,14 +356,16 @@ class _Run:
     def save(self, step: int) -> None:
         """A checkpoint that `restore` reads."""
         self.course.elapsed_s = self._clock.elapsed
-        host = {
-            "config": self.config.model_dump(mode="json"),
-            "data_sha256": self.dataset.checksum,
-            "training_frames": len(self.dataset.train),
-            "references": None if self.references is None else self.references.tolist(),
-            "course": self.course.dump(),
-        }
-        self.saver.save(step, jax.device_get(self.state), host)
+        saved = Saved(
+            self.config.model_dump(mode="json"),
+            self.dataset.checksum,
+            len(self.dataset.train),
+            None if self.references is None else self.references.tolist(),
+            self.course,
+            self.init,
+            plain(split_frozen(self.params)[1]),
+        )
+        self.saver.save(step, jax.device_get(self.state), saved)
 
     def _export(self, path: Path, step: int) -> None:
         """The averaged parameters as a model file, with a record of how they came about."""

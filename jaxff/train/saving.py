@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,45 @@ class Course:
         return Course(**(data | {"position": Position(*data["position"])}))
 
 
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint says besides the arrays of its state."""
+
+    config: dict[str, Any]
+    data_sha256: str
+    training_frames: int
+    references: list[float] | None  # eV, by atomic number
+    course: Course
+    init: str | None = None  # the model that the run started from
+    frozen: dict[str, dict[str, list[float]]] | None = None  # parameters that aren't trained; None: an older checkpoint
+
+    @property
+    def frozen_params(self) -> Params:
+        """The parameters that aren't trained, float64."""
+        return {
+            name: {leaf: np.array(values, np.float64) for leaf, values in leaves.items()}
+            for name, leaves in (self.frozen or {}).items()
+        }
+
+    def dump(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return self.__dict__ | {"course": self.course.dump()}
+
+    @staticmethod
+    def load(data: dict[str, Any]) -> Saved:
+        """The inverse of `dump`."""
+        return Saved(**(data | {"course": Course.load(data["course"])}))
+
+
+def plain(frozen: Params) -> dict[str, dict[str, list[float]]]:
+    """Parameters as `Saved.frozen` holds them; the references stand for themselves there."""
+    return {
+        name: {leaf: np.asarray(values, np.float64).tolist() for leaf, values in leaves.items()}
+        for name, leaves in frozen.items()
+        if name != "reference"
+    }
+
+
 class Saver:
     """The checkpoints in a folder; the last two are kept. A context manager."""
 
@@ -65,19 +103,19 @@ class Saver:
         """The step of the newest checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: State, host: Mapping[str, Any]) -> None:
+    def save(self, step: int, state: State, host: Saved) -> None:
         """Write both, unless there is a checkpoint of this step."""
         if step in self._manager.all_steps():
             return
         args = self._ocp.args
-        composite = args.Composite(state=args.StandardSave(_flat(state)), host=args.JsonSave(dict(host)))
+        composite = args.Composite(state=args.StandardSave(_flat(state)), host=args.JsonSave(host.dump()))
         self._manager.save(step, args=composite, force=True)
         self._manager.wait_until_finished()
 
-    def read_host(self, step: int) -> dict[str, Any]:
+    def read_host(self, step: int) -> Saved:
         """The host's part of a checkpoint. Raises TrainingError."""
         args = self._ocp.args
-        return self._restore(step, host=args.JsonRestore())["host"]
+        return Saved.load(self._restore(step, host=args.JsonRestore())["host"])
 
     def read_state(self, step: int, like: State) -> State:
         """The state of a checkpoint, as NumPy arrays of the shapes of `like`. Raises TrainingError."""
@@ -99,6 +137,12 @@ class Saver:
             raise TrainingError(
                 f"{self.folder}: checkpoint {step} can't be read ({error}); without its folder, the one before is used"
             ) from None
+
+
+def read_latest(folder: Path) -> Saved | None:
+    """What the newest checkpoint in a folder says; None where there is none. Raises TrainingError."""
+    with Saver(folder) as saver:
+        return None if saver.latest is None else saver.read_host(saver.latest)
 
 
 def export(

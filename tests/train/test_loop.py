@@ -179,7 +179,7 @@ def test_a_resumed_run_may_have_more_steps_and_more_data(file: Path, tmp_path: P
     notes: list[str] = []
     with pytest.raises(TrainingError, match="already holds a run"):
         train(settings(file), tmp_path)
-    with pytest.raises(TrainingError, match=r"another model \(model.hidden_dim: 16 before, 4 now\)"):
+    with pytest.raises(TrainingError, match=r"other settings \(model.hidden_dim: 16 before, 4 now\)"):
         train(settings(file, model={"hidden_dim": 4}), tmp_path, resume=True)
     result = train(
         settings(file, data={"train": [str(file), str(more)]}, run={"steps": 12}),
@@ -254,6 +254,38 @@ def test_fine_tuning(architecture: str, file: Path, tmp_path: Path) -> None:
         assert float(rows(tmp_path / "run")[-1]["energy_mae_meV_per_atom"]) > 1000 * 100.0
 
 
+@pytest.mark.parametrize("architecture", ["student", "painn"])
+def test_a_run_from_a_model_goes_on_without_it(architecture: str, file: Path, tmp_path: Path) -> None:
+    """--resume alone: settings, frozen leaves and references are those of the run, the model's file is gone."""
+    shape = {"hidden_dim": 8, "num_interactions": 1, "num_rbf": 4, "cutoff": 3.0, "max_z": 8}
+    config: Any = StudentConfig(**shape) if architecture == "student" else PainnConfig(**shape)
+    params = jax.tree.map(np.array, models.init_params(config, jax.random.key(5)))
+    if architecture == "student":  # such as no fresh model has
+        params["radial"]["centers"] += np.float32(0.123)
+        params["radial"]["widths"] *= np.float32(1.3)
+    init = tmp_path / "init.safetensors"
+    save_checkpoint(init, params, config)
+    wanted = settings(file, run={"steps": 8}, schedule={"kind": "constant"})
+    train(wanted, tmp_path / "straight", init=init)
+    steps = iter([False] * 4)
+    stopped = train(wanted, tmp_path / "run", init=init, stop=lambda: next(steps, True))
+    assert (stopped.status, stopped.step) == ("stopped", 4)
+    init.unlink()
+    notes: list[str] = []
+    result = train(wanted, tmp_path / "run", resume=True, note=notes.append)
+    assert (result.status, result.step) == ("completed", 8)
+    assert load_checkpoint(tmp_path / "run" / "last.safetensors").config == config
+    assert notes == ["going on at step 4"]
+    one, other = (tensors(tmp_path / name / "last.safetensors") for name in ("straight", "run"))
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(other[name], value, err_msg=name)
+    if architecture == "student":
+        np.testing.assert_array_equal(other["radial.centers"], params["radial"]["centers"])
+    train(wanted, tmp_path / "run", resume=True, init=tmp_path / "other.safetensors", note=notes.append)
+    assert f"{tmp_path / 'other.safetensors'} is not read: the run goes on from its checkpoint" in notes
+
+
 def test_two_devices_make_one_batch(file: Path, tmp_path: Path) -> None:
     """Two devices with some of the frames each: sums and parameters of one device that has all of them."""
     config = tmp_path / "config.json"
@@ -312,6 +344,10 @@ def test_the_command(run: Path, file: Path, tmp_path: Path) -> None:
     done = runner.invoke(app, ["train", str(config), "-o", str(run), "-q", "--resume"])
     assert done.exit_code == 0, done.output
     assert f"{STEPS} of {STEPS} steps" in done.stdout
+    config.write_text((run / "config.yaml").read_text().replace("split_seed: 0", "split_seed: 1"))
+    other = runner.invoke(app, ["train", str(config), "-o", str(run), "-q", "--resume"])
+    assert other.exit_code == 2
+    assert "data.split_seed: 0 before, 1 now" in " ".join(other.stderr.split())
     config.write_text("data: {train: [nowhere.xyz]}")
     missing = runner.invoke(app, ["train", str(config), "-o", str(tmp_path / "none"), "-q"])
     assert missing.exit_code == 2

@@ -56,6 +56,32 @@ def test_what_a_resumed_run_may_change() -> None:
     config = TrainConfig.model_validate({"data": {"train": ["a.xyz"]}})
     before = yaml.safe_load(dump_train_config(config))
     assert resume_conflicts(before, config) == ([], [])
+    del before["data"]["allow_overlap"]  # a checkpoint that is older than the setting
+    assert resume_conflicts(before, config) == ([], [])
+    for section, key, value in (
+        ("data", "split_seed", 1),
+        ("data", "fractions", [0.8, 0.1, 0.1]),
+        ("data", "max_frames", 10),
+        ("data", "units", {"energy": "meV"}),
+        ("loss", "angular_weight", 0.5),
+        ("optimizer", "learning_rate", 0.1),
+        ("schedule", "warmup_steps", 3),
+        ("run", "seed", 1),
+        ("run", "batch_size", 3),
+        ("run", "validation_frames", 3),
+    ):
+        other = yaml.safe_load(dump_train_config(config))
+        other[section][key] = value
+        fatal, notes = resume_conflicts(before, TrainConfig.model_validate(other))
+        assert len(fatal) == 1
+        assert fatal[0].startswith(f"{section}.{key}")
+        assert not notes
+    for section, key, value in (("data", "train", ["b.xyz"]), ("run", "devices", 2), ("run", "log_every", 7)):
+        other = yaml.safe_load(dump_train_config(config))
+        other[section][key] = value
+        fatal, notes = resume_conflicts(before, TrainConfig.model_validate(other))
+        assert not fatal
+        assert len(notes) == 1
     longer = load_like(config, run={"steps": 5}, model={"architecture": "painn", "hidden_dim": 64})
     fatal, notes = resume_conflicts(before, longer)
     assert fatal == ["model.hidden_dim: 128 before, 64 now"]
