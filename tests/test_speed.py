@@ -51,7 +51,7 @@ def test_a_run_writes_rows_and_picture(
     speed: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Rows in other processes first; one that runs out of memory and one that fails say so and don't end the run."""
-    rows = ["size-3:painn:xla-exact", "size-130:student:autodiff", "energy-3:painn:xla-exact"]
+    rows = ["size-3:painn:xla-exact", "size-130:painn:autodiff", "energy-3:painn:xla-exact"]
     rows += ["vjp-3:painn:xla-exact", "nve-3:painn:xla-exact", "large:painn:xla-exact", "size-4:student:torch"]
 
     def large(*_: Any) -> None:
@@ -88,6 +88,12 @@ def test_a_run_writes_rows_and_picture(
     assert report["versions"]["jax"] == jax.__version__
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
     assert "[7/7" in capsys.readouterr().out
+
+
+def test_rows_come_in_the_order_asked_for(speed: SimpleNamespace) -> None:
+    names = speed.run.chosen(True, ["vjp-21", "nve-21:painn", "compile"], None)
+    assert [name.partition("-")[0] for name in names] == ["compile"] * 3 + ["vjp"] * 4 + ["nve"] * 4
+    assert speed.run.chosen(True, ["size-9:"], ["fused"]) == ["size-9:student:fused", "size-9:painn:fused"]
 
 
 def test_seconds_bound_a_run(speed: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -128,9 +134,8 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert message in line
 
 
-@pytest.mark.parametrize("atoms", [5, 130])
-def test_engines_and_autodiff_see_the_same_energy(speed: SimpleNamespace, atoms: int) -> None:
-    p = speed.rows.problem(atoms)
+def test_explicit_rules_and_autodiff_see_the_same_energy(speed: SimpleNamespace) -> None:
+    p = speed.rows.problem(130)
 
     def evaluated(engine: str) -> Any:
         return jax.jit(jax.value_and_grad(p.energy("painn", engine)))(p.positions, p.pairs)

@@ -108,7 +108,7 @@ def fused_runs_here() -> bool:
 
 
 def chosen(gpu: bool, only: list[str] | None, engines: list[str] | None) -> list[str]:
-    """The rows of this device that were asked for, those in processes of their own first."""
+    """The rows of this device in the order that was asked for; before them, those in processes of their own."""
     names = [
         name
         for name in (GPU_ROWS if gpu else CPU_ROWS)
@@ -117,7 +117,9 @@ def chosen(gpu: bool, only: list[str] | None, engines: list[str] | None) -> list
         and (torch_is_installed() or ":torch" not in name)
         and (gpu or not name.endswith(":fused") or fused_runs_here())
     ]
-    return sorted(names, key=lambda name: not in_child(name))
+    asked = [next((i for i, prefix in enumerate(only or []) if name.startswith(prefix)), 0) for name in names]
+    order = sorted(range(len(names)), key=lambda k: (not in_child(names[k]), asked[k]))
+    return [names[k] for k in order]
 
 
 def main() -> None:
@@ -125,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=1e9, help="no row begins later than that")
-    parser.add_argument("--only", nargs="+", help="rows whose names begin so")
+    parser.add_argument("--only", nargs="+", help="rows whose names begin so, in this order")
     parser.add_argument("--engines", nargs="+", help="rows of these engines alone")
     args = parser.parse_args()
     every = [*GPU_ROWS, *CPU_ROWS]
