@@ -4,8 +4,9 @@
 
 A step is traced once with the functions of PARTS watched. Each of them then runs alone, compiled, on the arrays that it
 got there, in a loop of dependent turns; what the loop takes without it is subtracted. The integrator is jax-md's over
-trivial forces, its loop included. "rest" is the whole step less all parts: what no part covers, or, where it is
-negative, what XLA saves by fusing across parts. On a GPU the profiler's time of each kernel stands beside it.
+trivial forces, its loop included. "rest" is the whole step less all parts: what no part covers, and what XLA's fusing
+across parts costs (a filter computed anew in each sum that reads it) or, where it is negative, saves. On a GPU the
+profiler's time of each kernel stands beside it.
 """
 
 from __future__ import annotations
