@@ -28,8 +28,8 @@ class Potential:
     """A potential energy surface: parameters + model -> energy (eV) and forces (eV/Å).
 
     params: the parameter tree (jaxff.models.param_shapes); dtype: "float32" or "float64".
-    engine: "xla"; "fused" (kernels for NVIDIA GPUs, float32); "auto", the fused one where it can run. Where "fused" was
-    asked for and cannot run, a warning says why and "xla" serves.
+    engine: "xla"; "fused" (kernels for NVIDIA GPUs and for CPUs, float32); "auto", the fused one where it can run.
+    Where "fused" was asked for and cannot run, a warning says why and "xla" serves.
     filters: "exact" networks; "table", cubics in the distance with `filter_error` (jaxff.tabulate); "auto", tables for
     the fused engine, which needs them, and exact filters otherwise.
     float64 needs no global JAX setting. Raises ConfigError for another dtype, engine or kind of filters.
@@ -255,7 +255,7 @@ def _choose(engine: str, filters: str, dtype: np.dtype, config: Config) -> tuple
     if filters not in get_args(FilterChoice):
         raise ConfigError(f"expected filters 'auto', 'exact' or 'table', received {filters!r}")
     chosen = "xla"
-    if engine == "fused" or (engine == "auto" and jax.default_backend() == "gpu"):
+    if engine in ("fused", "auto"):
         obstacle = _obstacle(filters, dtype, config)
         if obstacle is None:
             chosen = "fused"
@@ -274,9 +274,10 @@ def _obstacle(filters: str, dtype: np.dtype, config: Config) -> str | None:
         return "it needs tabulated filters, and exact ones were asked for"
     try:
         from jaxff import kernels
+
+        return kernels.why_not(config)
     except ImportError as error:
         return f"its library is missing ({error})"
-    return kernels.why_not(config)
 
 
 def _fused_tree(tree: Any, config: Config) -> Any:

@@ -22,7 +22,6 @@ from jaxff import models
 from jaxff.config import PainnConfig, StudentConfig
 from jaxff.errors import ConfigError
 from jaxff.models.parameters import Params
-from jaxff.ops.table import interpolate_fwd
 
 INTERVALS = 4096
 # where the error of a Hermite cubic's value, and of its slope, is largest within an interval
@@ -99,20 +98,20 @@ def _hermite(
     [f0, g0, 3Δ - 2 g0 - g1, g0 + g1 - 2Δ].
     """
     delta, g = np.diff(value, axis=0), spacing * slope
-    return np.stack([value[:-1], g[:-1], 3 * delta - 2 * g[:-1] - g[1:], g[:-1] + g[1:] - 2 * delta], axis=1)
+    table = np.empty((len(delta), 4, delta.shape[1]))
+    table[:, 0], table[:, 1] = value[:-1], g[:-1]
+    table[:, 2], table[:, 3] = 3 * delta - 2 * g[:-1] - g[1:], g[:-1] + g[1:] - 2 * delta
+    return table
 
 
 def _measure(exact: Callable[[np.ndarray], Curves], tables: list[np.ndarray], cutoff: float) -> FilterError:
-    intervals = len(tables[0])
+    spacing = cutoff / len(tables[0])
     errors = []
     for place, what in ((_VALUE_WORST, 0), (_SLOPE_WORST, 1)):
-        d = (np.arange(intervals) + place) * (cutoff / intervals)
-        largest = 0.0
-        for curve, table in zip(exact(d), tables, strict=True):
-            for start in range(0, intervals, _CHUNK):
-                part = slice(start, start + _CHUNK)
-                filters, (slope, *_) = interpolate_fwd(jnp.asarray(d[part]), jnp.asarray(table), cutoff)
-                largest = max(largest, float(np.max(np.abs((filters, slope)[what] - curve[what][part]))))
-        errors.append(largest)
+        # the cubic's value, and its slope, at one place t of every interval
+        weights = (place ** np.arange(4.0), np.array([0, 1, 2 * place, 3 * place**2]) / spacing)[what]
+        curves = exact((np.arange(len(tables[0])) + place) * spacing)
+        pairs = zip(tables, curves, strict=True)
+        errors.append(max(float(np.max(np.abs(weights @ table - curve[what]))) for table, curve in pairs))
     scale = max(float(np.max(np.abs(table[:, 0]))) for table in tables)
-    return FilterError(errors[0], errors[1], scale, intervals)
+    return FilterError(errors[0], errors[1], scale, len(tables[0]))

@@ -1,15 +1,17 @@
-"""The fused engine: Pallas kernels (Triton backend) for symmetric pair lists, float32, tabulated filters.
+"""The fused engine: kernels for symmetric pair lists, float32, tabulated filters.
 
-Imported only when chosen. The functions have the signatures of jaxff.models, on `FusedTree`s. Off the GPU the same
-kernels run interpreted, slowly: that is how they are tested.
+On a GPU they are Pallas kernels (Triton backend); on a CPU, Numba's (jaxff.kernels.native) and XLA's products.
+Imported only when chosen. The functions have the signatures of jaxff.models, on `FusedTree`s. The GPU's kernels run on
+a CPU, too, interpreted and slowly: that is how they are tested.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxff.config import PainnConfig, StudentConfig
 from jaxff.kernels import chain, second_order
-from jaxff.kernels.message import Launch
+from jaxff.kernels.message import Launch, Route
 from jaxff.models.parameters import Params
 from jaxff.system import Pairs
 
@@ -28,22 +30,31 @@ FEW_ATOMS = 128
 FEW, MANY = (32, 32), (128, 4)  # channels of a message program, and pairs at once
 
 
-class FusedTree(NamedTuple):
-    """A tabulated parameter tree as the kernels read it, and as it is, for second derivatives."""
+@partial(jax.tree_util.register_dataclass, data_fields=["fused", "plain"], meta_fields=["route"])
+@dataclass(frozen=True)
+class FusedTree:
+    """A tabulated parameter tree as the kernels read it, and as it is, for second derivatives; and what runs them."""
 
     fused: Params
     plain: Params
+    route: Route
 
 
-def prepare(tree: Params, config: Config) -> FusedTree:
+def prepare(tree: Params, config: Config, route: Route | None = None) -> FusedTree:
     """What the kernels need of a tabulated tree in float32 (jaxff.tabulate)."""
-    return FusedTree(chain.prepare(tree, config), tree)
+    if route is None:
+        route = "triton" if jax.default_backend() == "gpu" else "native"
+    return FusedTree(chain.prepare(tree, config), tree, route)
 
 
 def why_not(config: Config) -> str | None:
-    """Why the fused engine can't serve this model here, or None if it can."""
+    """Why the fused engine can't serve this model here, or None if it can. ImportError where a library is missing."""
+    if jax.default_backend() == "cpu":
+        from jaxff.kernels import native
+
+        return native.why_not()
     if jax.default_backend() != "gpu":
-        return f"it needs a GPU, and JAX runs on the {jax.default_backend()}"
+        return f"it needs a GPU or a CPU, and JAX runs on the {jax.default_backend()}"
     if "cuda" not in jax.devices()[0].client.platform_version.lower():
         return "it was made for CUDA devices"
     if config.hidden_dim % 16:
@@ -71,14 +82,14 @@ def energies_and_vector_gradients(
     tree: FusedTree, config: Config, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
 ) -> tuple[Float[Array, "N"], Float[Array, "E 3"]]:
     """Atomic energies [N] (eV) and antisymmetrised dE/dr_e, [E, 3] (eV/Å)."""
-    energies, residuals = _forward(config, tree.fused, numbers, vectors, pairs)
-    return energies, _backward(config, tree.fused, residuals, numbers, pairs, jnp.ones_like(energies))
+    energies, residuals = _forward(config, tree, numbers, vectors, pairs)
+    return energies, _backward(config, tree, residuals, numbers, pairs, jnp.ones_like(energies))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _evaluate(tree: FusedTree, config: Config, numbers: Array, vectors: Array, pairs: Pairs) -> tuple[Array, Any]:
     """Energies and what the backward needs; no cotangent of the latter counts."""
-    return _forward(config, tree.fused, numbers, vectors, pairs)
+    return _forward(config, tree, numbers, vectors, pairs)
 
 
 def _evaluate_fwd(tree: FusedTree, config: Config, *args: Any) -> tuple[tuple[Array, Any], tuple[Any, ...]]:
@@ -97,7 +108,7 @@ _evaluate.defvjp(_evaluate_fwd, _evaluate_bwd)
 def _vector_gradients(
     config: Config, residuals: Any, tree: FusedTree, numbers: Array, vectors: Array, pairs: Pairs, e_bar: Array
 ) -> Float[Array, "E 3"]:
-    return _backward(config, tree.fused, residuals, numbers, pairs, e_bar)
+    return _backward(config, tree, residuals, numbers, pairs, e_bar)
 
 
 def _vector_gradients_fwd(config: Config, residuals: Any, *rest: Any) -> tuple[Array, tuple[Any, ...]]:
@@ -116,8 +127,8 @@ _vector_gradients.defvjp(_vector_gradients_fwd, _vector_gradients_bwd)
 def _forward(config: Config, *args: Any) -> tuple[Array, Any]:
     """chain.forward(tree, config, numbers, vectors, pairs, launch)."""
 
-    def run(launch: Launch, tree: Params, numbers: Array, vectors: Array, pairs: Pairs) -> Any:
-        return chain.forward(tree, config, numbers, vectors, pairs, launch)
+    def run(launch: Launch, tree: FusedTree, numbers: Array, vectors: Array, pairs: Pairs) -> Any:
+        return chain.forward(tree.fused, config, numbers, vectors, pairs, launch)
 
     return _one_or_many(run, config, args[-1], args)
 
@@ -125,8 +136,8 @@ def _forward(config: Config, *args: Any) -> tuple[Array, Any]:
 def _backward(config: Config, *args: Any) -> Float[Array, "E 3"]:
     """chain.backward(tree, config, residuals, numbers, pairs, e_bar, launch)."""
 
-    def run(launch: Launch, tree: Params, kept: Any, numbers: Array, pairs: Pairs, e_bar: Array) -> Any:
-        return chain.backward(tree, config, kept, numbers, pairs, e_bar, launch)
+    def run(launch: Launch, tree: FusedTree, kept: Any, numbers: Array, pairs: Pairs, e_bar: Array) -> Any:
+        return chain.backward(tree.fused, config, kept, numbers, pairs, e_bar, launch)
 
     return _one_or_many(run, config, args[-2], args)
 
@@ -134,13 +145,14 @@ def _backward(config: Config, *args: Any) -> Float[Array, "E 3"]:
 def _one_or_many(run: Callable[..., Any], config: Config, pairs: Pairs, args: tuple[Any, ...]) -> Any:
     """run(launch, *args): for few atoms as one molecule wants it, under vmap as many do.
 
-    Few atoms: channels split over more programs, dense layers in kernels, too. Many: XLA's products are as fast.
+    Few atoms: channels split over more programs, dense layers in kernels, too. Many, and on a CPU: XLA's products are
+    as fast.
     """
-    interpret = jax.default_backend() != "gpu"
-    many = partial(run, Launch(math.gcd(config.hidden_dim, MANY[0]), MANY[1], False, interpret))
-    if pairs.layout != "all" or pairs.num_atoms > FEW_ATOMS:
+    route = args[0].route
+    many = partial(run, Launch(math.gcd(config.hidden_dim, MANY[0]), MANY[1], False, route))
+    if route == "native" or pairs.layout != "all" or pairs.num_atoms > FEW_ATOMS:
         return many(*args)
-    few = partial(run, Launch(math.gcd(config.hidden_dim, FEW[0]), FEW[1], True, interpret))
+    few = partial(run, Launch(math.gcd(config.hidden_dim, FEW[0]), FEW[1], True, route))
     # everything traced is an argument: custom_vmap closes over no tracers
     either = jax.custom_batching.custom_vmap(few)
 

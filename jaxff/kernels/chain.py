@@ -11,7 +11,9 @@ import functools
 import operator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxff.config import PainnConfig, StudentConfig
@@ -27,15 +29,19 @@ Config = StudentConfig | PainnConfig
 
 
 def prepare(tree: Params, config: Config) -> Params:
-    """A tabulated tree with each table in the kernels' order (a, b, y), and without its dead third at first."""
+    """A tabulated tree with each table in the kernels' order (a, b, y), and without its dead third at first.
+
+    NumPy arrays on the way: of many shapes, XLA would compile each operation.
+    """
+    tree = jax.tree.map(np.asarray, tree)
     result = dict(tree)
     for i in range(config.num_interactions):
         layer = dict(tree[f"interaction_{i}"])
-        scalar, second, third = jnp.split(jnp.asarray(layer.pop("filter")["coefficients"]), 3, axis=2)
+        scalar, second, third = np.split(layer.pop("filter")["coefficients"], 3, axis=2)
         along, vector = (third, second) if config.architecture == "student" else (second, third)
-        layer["table"] = jnp.concatenate([scalar, along] if i == 0 else [scalar, along, vector], axis=2)
+        layer["table"] = np.concatenate([scalar, along] if i == 0 else [scalar, along, vector], axis=2)
         result[f"interaction_{i}"] = layer
-    return _MODELS[config.architecture].prepare(result, config)
+    return jax.tree.map(jnp.asarray, _MODELS[config.architecture].prepare(result, config))
 
 
 def forward(

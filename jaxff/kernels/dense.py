@@ -6,7 +6,9 @@ whole arrays, through XLA's matrix products, where there are atoms enough: in la
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -51,7 +53,15 @@ class Tile(NamedTuple):
         """This program's columns of a bias [1, ...]."""
         return ref[0, self.columns + part * self.f][None, :]
 
-    def product(self, x: Callable[[Array], Array], kernel: Any, row: int = 0, column: int = 0) -> Float[Array, "A C"]:
+    def total(self, xs: Sequence[Callable[[Array], Array]], kernel: Any) -> Float[Array, "A C"]:
+        """[x_0, x_1, ...] K, each x F channels."""
+        return functools.reduce(operator.add, [self._product(x, kernel, row=k) for k, x in enumerate(xs)])
+
+    def spread(self, x: Callable[[Array], Array], kernel: Any, parts: int) -> list[Float[Array, "A C"]]:
+        """x K, this program's columns of each F."""
+        return [self._product(x, kernel, column=k) for k in range(parts)]
+
+    def _product(self, x: Callable[[Array], Array], kernel: Any, row: int = 0, column: int = 0) -> Float[Array, "A C"]:
         """x K of F input channels: x(channels) [A, B] in chunks, and K's rows from row F, columns from column F on."""
         size = math.gcd(self.f, CHUNK)
         total = jnp.zeros((ATOMS, COLUMNS), jnp.float32)
@@ -94,9 +104,11 @@ class Whole:
         assert len(ref) == part
         ref.append(value)
 
-    def product(self, x: Callable[[Span], Array], kernel: Array, row: int = 0, column: int = 0) -> Array:
-        rows, columns = (slice(part * self.f, (part + 1) * self.f) for part in (row, column))
-        return dot(x(Span(0)), kernel[rows, columns])
+    def total(self, xs: Sequence[Callable[[Span], Array]], kernel: Array) -> Array:
+        return dot(jnp.concatenate([x(Span(0)) for x in xs], axis=1), kernel[: len(xs) * self.f])
+
+    def spread(self, x: Callable[[Span], Array], kernel: Array, parts: int) -> list[Array]:
+        return jnp.split(dot(x(Span(0)), kernel[:, : parts * self.f]), parts, axis=1)
 
 
 def launch(

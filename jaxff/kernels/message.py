@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +19,24 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
+Route = Literal["triton", "native", "interpret"]  # a GPU's kernels; the CPU's; the GPU's on the CPU, for tests
+
 
 class Launch(NamedTuple):
     """How kernels run: channels of a message program (a power of 2 that divides F) and pairs that it takes at once;
 
-    whether dense layers are kernels, too; interpreted or not.
+    whether dense layers are kernels, too; and what runs them.
     """
 
     block: int
     slots: int
     dense: bool
-    interpret: bool
+    route: Route
+
+    @property
+    def interpret(self) -> bool:
+        """Whether Pallas interprets its kernels."""
+        return self.route == "interpret"
 
 
 class Geometry(NamedTuple):
@@ -57,6 +64,10 @@ def message(
     add: bool = False,
 ) -> tuple[Float[Array, "N F"], Float[Array, "N 3F"]]:
     """Δs [N, F] and Δv [N, 3F]; `add`: a + Δs and y + Δv. table: [T, 4, 3F] of Wa, Wb, Wc, or [T, 4, 2F] without y."""
+    if launch.route == "native":
+        from jaxff.kernels import native
+
+        return native.message(sources, table, geometry, add=add)
     n, f = sources.a.shape
     arrays = [x for x in sources if x is not None]
     sizes = Sizes(geometry, n, f, launch, add)
@@ -87,6 +98,10 @@ def message_transpose(
     D = Σ_f (a_j p_i + a_i p_j) Wa' + (b_j u·q_i - b_i u·q_j) Wb' + (y_j·q_i + y_i·q_j) Wc',
     U = Σ_f (b_j q_i - b_i q_j) Wb.    `add`: ā + p and ȳ + q.
     """
+    if launch.route == "native":
+        from jaxff.kernels import native
+
+        return native.message_transpose(sources, cotangents, table, geometry, add=add)
     n, f = sources.a.shape
     e = geometry.senders.shape[0]
     arrays = [x for x in sources if x is not None]

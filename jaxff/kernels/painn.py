@@ -52,6 +52,8 @@ def prepare(tree: Params, config: PainnConfig) -> Params:
         layer = dict(tree[f"interaction_{i}"])
         gate, old = dense_layers(layer.pop("gate")), layer["update"]
         (a_kernel, a), (b_kernel, b) = ((old[k]["kernel"], old[k]["bias"]) for k in ("dense_0", "dense_1"))
+        if i == config.num_interactions - 1:  # no energy depends on the last a_vv
+            b_kernel, b = (x[..., : 2 * config.hidden_dim] for x in (b_kernel, b))
         layer["update"] = _transposed({"U": old["kernel_u"], "V": old["kernel_v"], "A": a_kernel, "B": b_kernel}) | {
             "a": a[None],
             "b": b[None],
@@ -341,7 +343,7 @@ def _run(
 ) -> Any:
     """Run kernel(sizes, epsilon, geometry, *inputs, *outputs) for each atom; inputs and outputs are trees of refs."""
     f = config.hidden_dim
-    sizes = Sizes(geometry, n, f, Launch(f, SLOTS, True, launch.interpret), False)
+    sizes = Sizes(geometry, n, f, Launch(f, SLOTS, True, launch.route), False)
     return pl.pallas_call(
         partial(kernel, sizes, config.vector_norm_epsilon),
         out_shape=out,

@@ -22,8 +22,11 @@ AXES = range(3)
 
 def prepare(tree: Params, config: StudentConfig) -> Params:
     """The tree with the updates' weights as the kernels read them."""
-    names = [f"interaction_{i}" for i in range(config.num_interactions)]
-    return tree | {name: tree[name] | {"update": prepare_update(tree[name]["update"])} for name in names}
+    result = dict(tree)
+    for i in range(config.num_interactions):
+        layer, last = tree[f"interaction_{i}"], i == config.num_interactions - 1
+        result[f"interaction_{i}"] = layer | {"update": prepare_update(layer["update"], last)}
+    return result
 
 
 def forward(
@@ -66,9 +69,15 @@ def backward(
     return pair_bars
 
 
-def prepare_update(update: Params) -> Params:
-    """Kernels, their transposes and biases, by the names of the equations: z = [s, n] A + a, o = silu(z) B + b."""
+def prepare_update(update: Params, last: bool) -> Params:
+    """Kernels, their transposes and biases, by the names of the equations: z = [s, n] A + a, o = silu(z) B + b.
+
+    Of the last interaction's o only the first F columns are kept: no energy depends on the others.
+    """
     (a_kernel, a), (b_kernel, b) = ((update[k]["kernel"], update[k]["bias"]) for k in ("dense_0", "dense_1"))
+    if last:
+        f = a_kernel.shape[1]
+        b_kernel, b = b_kernel[:, :f], b[:f]
     named = {"A": a_kernel, "a": a[None], "At": a_kernel.T, "B": b_kernel, "b": b[None], "Bt": b_kernel.T}
     return named | {"M": update["mixing_matrix"]}
 
@@ -104,21 +113,20 @@ def update_bwd(
 
 def _hidden(tile: Tile, s: Any, v: Any, kernel: Any, bias: Any, z: Any) -> None:
     """z = s A_s + n A_n + a."""
-    total = tile.product(lambda k: tile.load(s, k), kernel)
-    total = total + tile.product(lambda k: norm([tile.load(v, k + axis * tile.f) for axis in AXES]), kernel, row=1)
-    tile.store(z, total + tile.bias(bias))
+    inputs = [lambda k: tile.load(s, k), lambda k: norm([tile.load(v, k + axis * tile.f) for axis in AXES])]
+    tile.store(z, tile.total(inputs, kernel) + tile.bias(bias))
 
 
 def _last(tile: Tile, s: Any, v: Any, z: Any, kernel: Any, bias: Any, mix: Any, s_new: Any) -> None:
     """s' = s + a."""
-    tile.store(s_new, tile.own(s) + _gate(tile, z, kernel, bias, 0))
+    tile.store(s_new, tile.own(s) + _gates(tile, z, kernel, bias, 1)[0])
 
 
 def _gated(
     tile: Tile, s: Any, v: Any, z: Any, kernel: Any, bias: Any, mix: Any, s_new: Any, v_new: Any, gates: Any
 ) -> None:
     """s' = s + a,  v' = v g1 + (M v) g2."""
-    a, g1, g2 = (_gate(tile, z, kernel, bias, part) for part in range(3))
+    a, g1, g2 = _gates(tile, z, kernel, bias, 3)
     tile.store(s_new, tile.own(s) + a)
     tile.store(gates, g1)
     tile.store(gates, g2, 1)
@@ -130,7 +138,7 @@ def _gated(
 def _hidden_bwd(tile: Tile, z: Any, v: Any, kernel: Any, mix: Any, s_bar: Any, *rest: Any) -> None:
     """z̄ = silu'(z) ([s̄', Σ_c v̄'_c v_c, Σ_c v̄'_c (M v)_c] Bᵀ)."""
     *v_bars, z_bar = rest
-    total = tile.product(lambda k: tile.load(s_bar, k), kernel)
+    inputs: list[Any] = [lambda k: tile.load(s_bar, k)]
     for v_bar in v_bars:
 
         def along(k: Array, mixed: bool, v_bar: Any = v_bar) -> Array:
@@ -138,15 +146,14 @@ def _hidden_bwd(tile: Tile, z: Any, v: Any, kernel: Any, mix: Any, s_bar: Any, *
             old = _mix(mix, old) if mixed else old
             return _sum([tile.load(v_bar, k + axis * tile.f) * old[axis] for axis in AXES])
 
-        total = total + tile.product(partial(along, mixed=False), kernel, row=1)
-        total = total + tile.product(partial(along, mixed=True), kernel, row=2)
-    tile.store(z_bar, total * silu_slope(tile.own(z)))
+        inputs += [partial(along, mixed=False), partial(along, mixed=True)]
+    tile.store(z_bar, tile.total(inputs, kernel) * silu_slope(tile.own(z)))
 
 
 def _input_bwd(tile: Tile, z_bar: Any, v: Any, kernel: Any, s_bar: Any, *rest: Any) -> None:
     """[s̄₊, n̄] = z̄ Aᵀ,  s̄ = s̄' + s̄₊,  v̄ = v̄' g1 + Mᵀ (v̄' g2) + n̄ v/n."""
     *more, s_in, v_in = rest
-    s_more, n_bar = (tile.product(lambda k: tile.load(z_bar, k), kernel, column=part) for part in range(2))
+    s_more, n_bar = tile.spread(lambda k: tile.load(z_bar, k), kernel, 2)
     tile.store(s_in, tile.own(s_bar) + s_more)
     old = [tile.own(v, axis) for axis in AXES]
     n = norm(old)
@@ -162,8 +169,9 @@ def _input_bwd(tile: Tile, z_bar: Any, v: Any, kernel: Any, s_bar: Any, *rest: A
         tile.store(v_in, result[axis], axis)
 
 
-def _gate(tile: Tile, z: Any, kernel: Any, bias: Any, part: int) -> Array:
-    return tile.product(lambda k: silu(tile.load(z, k)), kernel, column=part) + tile.bias(bias, part)
+def _gates(tile: Tile, z: Any, kernel: Any, bias: Any, parts: int) -> list[Array]:
+    products = tile.spread(lambda k: silu(tile.load(z, k)), kernel, parts)
+    return [product + tile.bias(bias, part) for part, product in enumerate(products)]
 
 
 def _mix(matrix: Any, v: list[Array], transposed: bool = False) -> list[Array]:

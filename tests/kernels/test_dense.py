@@ -27,7 +27,7 @@ def update_weights(f: int) -> dict[str, Any]:
     }
 
 
-TILED = Launch(16, 4, dense=True, interpret=True)
+TILED = Launch(16, 4, dense=True, route="interpret")
 WHOLE = TILED._replace(dense=False)
 
 
@@ -41,7 +41,7 @@ def test_update(last: bool, n: int, how: Launch) -> None:
     s, v = normal(n, f), normal(n, 3 * f).at[0].set(0)
     layers = Dense(**weights["dense_0"]), Dense(**weights["dense_1"])
     expected, residuals = update_fwd(s, v.reshape(n, 3, f), layers, weights["mixing_matrix"])
-    s_new, v_new, saved = student.update(student.prepare_update(weights), s, v, last, how)
+    s_new, v_new, saved = student.update(student.prepare_update(weights, last), s, v, last, how)
     np.testing.assert_allclose(s_new, expected[0], atol=1e-5)
     s_bar, v_bar = normal(n, f, seed=1), normal(n, 3 * f, seed=1) * float(not last)
     if v_new is not None:
@@ -66,14 +66,14 @@ def test_readout(sizes: tuple[int, ...]) -> None:
 
 def test_kernels_lower_for_cuda() -> None:
     f = 64
-    weights = student.prepare_update(update_weights(f))
+    weights, weights_last = (student.prepare_update(update_weights(f), last) for last in (False, True))
     layers = Dense(normal(f, 32), normal(32)), Dense(normal(32, 1), normal(1))
 
-    how = Launch(16, 4, dense=True, interpret=False)
+    how = Launch(16, 4, dense=True, route="triton")
 
     def all_of_them(s: Any, v: Any) -> Any:
         s_new, v_new, saved = student.update(weights, s, v, False, how)
-        _, _, saved_last = student.update(weights, s, v, True, how)
+        _, _, saved_last = student.update(weights_last, s, v, True, how)
         both = student.update_bwd(saved, s_new, v_new, how), student.update_bwd(saved_last, s_new, None, how)
         return both, readout.readout(s, layers, how)
 
@@ -84,7 +84,7 @@ def test_kernels_lower_for_cuda() -> None:
 def test_vmap_runs_on_whole_arrays() -> None:
     """A batch of molecules gives what each of them gives."""
     f, n = 32, 5
-    weights = student.prepare_update(update_weights(f))
+    weights = student.prepare_update(update_weights(f), False)
     layers = Dense(normal(f, 16), normal(16)), Dense(normal(16, 1), normal(1))
 
     def energy_and_slopes(s: Any, v: Any) -> Any:

@@ -1,5 +1,9 @@
-"""The fused engine, interpreted, against the models that it must equal, and the choice of engine."""
+"""The fused engine, the GPU's interpreted and the CPU's, against the models that it must equal; which is chosen."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,16 +23,21 @@ CONFIGS = {name: config.model_copy(update={"hidden_dim": 16}) for name, config i
 NAMES = list(CONFIGS)
 
 
-def fused_potential(config: Any) -> Potential:
-    """A float32 potential whose kernels run interpreted."""
-    potential = Potential(random_params(config), config, filters="table")
-    potential._fused, potential.engine = kernels.prepare(potential._tree, config), "fused"
+ROUTES = ["interpret", "native"]
+
+
+def fused_potential(config: Any, route: Any) -> Potential:
+    """A float32 potential whose kernels run by this route."""
+    potential = Potential(random_params(config), config, engine="fused")
+    assert potential._fused.route == "native"
+    potential._fused = kernels.prepare(potential._tree, config, route)
     return potential
 
 
+@pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("layout", ["all", "slots"])
 @pytest.mark.parametrize("name", NAMES)
-def test_against_models(name: str, layout: str) -> None:
+def test_against_models(name: str, layout: str, route: Any) -> None:
     """Energies, forces with unequal weights of the atoms, padding; float32 against float64 on the same tables."""
     config = CONFIGS[name]
     numbers, positions = random_structure(7)
@@ -48,7 +57,7 @@ def test_against_models(name: str, layout: str) -> None:
         return e, accumulate_forces(gradients, pairs)
 
     energies, forces = jax.jit(lambda: run(models, models.cast(tree, np.dtype("float64")), jnp.float64))()
-    fused = kernels.prepare(models.cast(tree, np.dtype("float32")), config)
+    fused = kernels.prepare(models.cast(tree, np.dtype("float32")), config, route)
     fused_energies, fused_forces = jax.jit(lambda: run(kernels, fused, jnp.float32))()
     assert fused_forces.dtype == np.float32
     np.testing.assert_allclose(fused_energies, energies, atol=5e-6)
@@ -56,11 +65,12 @@ def test_against_models(name: str, layout: str) -> None:
     assert np.all(fused_forces[7:] == 0)
 
 
+@pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("name", ["student", "painn"])
-def test_potential(name: str) -> None:
+def test_potential(name: str, route: Any) -> None:
     """The explicit chain, padded, all pairs and lists; forces sum to zero."""
     config = CONFIGS[name]
-    potential, exact = fused_potential(config), Potential(random_params(config), config, dtype="float64")
+    potential, exact = fused_potential(config, route), Potential(random_params(config), config, dtype="float64")
     for num_atoms in (1, 4, 36):  # 1 and 4 are padded alike
         structure = random_structure(num_atoms, closest=1.1)
         energies, forces = potential.evaluate(*structure)
@@ -72,14 +82,15 @@ def test_potential(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:scatter inputs have incompatible types:FutureWarning")
+@pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("listed", [False, True])
-def test_jax_md_energies_first_and_second_order(listed: bool) -> None:
+def test_jax_md_energies_first_and_second_order(listed: bool, route: Any) -> None:
     """jax.grad and jacrev(grad) of the jax-md energies, whose transposed gathers rely on antisymmetric gradients."""
     with jax.numpy_dtype_promotion("standard"):
         from jax_md import space
 
     config = CONFIGS["painn"]
-    potential, exact = fused_potential(config), Potential(random_params(config), config, dtype="float64")
+    potential, exact = fused_potential(config, route), Potential(random_params(config), config, dtype="float64")
     numbers, positions = random_structure(6, closest=1.1)
     displacement, _ = space.free()
 
@@ -105,9 +116,9 @@ def test_jax_md_energies_first_and_second_order(listed: bool) -> None:
 
 def test_choice_of_engine() -> None:
     params = random_params(STUDENT)
-    assert Potential(params, STUDENT).engine == "xla"  # no GPU here
-    with pytest.warns(UserWarning, match="needs a GPU.*XLA engine serves"):
-        assert Potential(params, STUDENT, engine="fused").engine == "xla"
+    assert Potential(params, STUDENT).engine == "fused"
+    assert Potential(params, STUDENT, filters="exact").engine == "xla"
+    assert Potential(params, STUDENT, dtype="float64").engine == "xla"
     with pytest.warns(UserWarning, match="float32"):
         Potential(params, STUDENT, dtype="float64", engine="fused")
     with pytest.warns(UserWarning, match="tabulated filters"):
@@ -116,13 +127,38 @@ def test_choice_of_engine() -> None:
         Potential(params, STUDENT, filters="magic")
 
 
+@pytest.mark.parametrize("setting", ["missing", "switched off"])
+def test_without_numba(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """XLA serves; where the kernels were asked for, a warning says why they don't."""
+    if setting == "missing":
+        monkeypatch.setitem(sys.modules, "jaxff.kernels.native", None)
+        monkeypatch.delattr(kernels, "native", raising=False)
+    else:
+        monkeypatch.setattr("numba.config.DISABLE_JIT", True)
+    params = random_params(STUDENT)
+    assert Potential(params, STUDENT).engine == "xla"
+    with pytest.warns(UserWarning, match="the fused engine is not used: .*native|.*NUMBA_DISABLE_JIT"):
+        assert Potential(params, STUDENT, engine="fused").engine == "xla"
+
+
+@pytest.mark.skipif(os.name != "posix" or os.getuid() == 0, reason="needs a user who may not write everywhere")
+def test_without_a_folder_for_numbas_cache(tmp_path: Path) -> None:
+    """Compiled anew, then."""
+    code = "import jaxff; p = jaxff.load_potential('organic-small'); print(p.engine, p.energy([8, 1, 1], np.eye(3)))"
+    environment = {**os.environ, "HOME": str(tmp_path / "none"), "NUMBA_CACHE_DIR": "/proc"}
+    command = [sys.executable, "-c", f"import numpy as np; {code}"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("fused")
+
+
+@pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("name", ["student", "painn"])
-def test_a_batch_of_molecules(name: str) -> None:
+def test_a_batch_of_molecules(name: str, route: Any) -> None:
     """vmap, which takes other kernels, in a compiled loop as in a simulation, gives what each molecule gives."""
     with jax.numpy_dtype_promotion("standard"):
         from jax_md import space
 
-    potential = fused_potential(CONFIGS[name])
+    potential = fused_potential(CONFIGS[name], route)
     numbers, positions = random_structure(5, closest=1.1)
     energy = interop.jax_md.energy(potential, numbers, space.free()[0])
     molecules = jnp.asarray([positions, 1.1 * positions], jnp.float32)

@@ -1,4 +1,4 @@
-"""The message kernels, interpreted, against plain sums and their autodiff."""
+"""The message kernels, the GPU's interpreted and the CPU's compiled, against plain sums and their autodiff."""
 
 from typing import Any
 
@@ -49,14 +49,17 @@ def plain_message(sources: Sources, table: Any, geometry: Geometry, t: Any, u: A
     return ds, dv.reshape(N, 3 * F)
 
 
-@pytest.mark.parametrize("block", [8, 16])
+NATIVE = Launch(16, slots=4, dense=False, route="native")
+LAUNCHES = [NATIVE, *(Launch(block, slots=4, dense=False, route="interpret") for block in (8, 16))]
+
+
+@pytest.mark.parametrize("launch", LAUNCHES, ids=["native", "interpret-8", "interpret-16"])
 @pytest.mark.parametrize("has_y", [False, True])
 @pytest.mark.parametrize("has_b", [False, True])
-def test_kernels_against_plain_sums(has_b: bool, has_y: bool, block: int) -> None:
+def test_kernels_against_plain_sums(has_b: bool, has_y: bool, launch: Launch) -> None:
     sources, table, geometry = random_case(has_b, has_y)
     t, u = geometry.places[0], geometry.places[2:].T
     expected, pullback = jax.vjp(lambda s, t, u: plain_message(s, table, geometry, t, u), sources, t, u)
-    launch = Launch(block, slots=4, dense=False, interpret=True)
     actual = message(sources, table, geometry, launch)
     for a, e in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, e, atol=1e-5)
@@ -72,12 +75,60 @@ def test_kernels_against_plain_sums(has_b: bool, has_y: bool, block: int) -> Non
     np.testing.assert_allclose(pair_bars[1:].T[mask], (u_bar - u_bar.swapaxes(0, 1)).reshape(-1, 3)[mask], atol=1e-4)
 
 
+@pytest.mark.parametrize("add", [False, True])
+@pytest.mark.parametrize("has_b", [False, True])
+def test_native_in_slots(has_b: bool, add: bool) -> None:
+    """A list with places in another order, free ones too, gives what all pairs give; with and without `add`."""
+    sources, table, geometry = random_case(has_b, True)
+    slots, order = N + 3, np.random.default_rng(2).permutation(N)
+    places = np.zeros((5, N, slots), np.float32)
+    senders, intervals = (np.zeros((N, slots), np.int32) for _ in range(2))
+    places[:, :, 1 : N + 1] = np.asarray(geometry.places).reshape(5, N, N)[:, :, order]
+    senders[:, 1 : N + 1] = np.asarray(geometry.senders).reshape(N, N)[:, order]
+    intervals[:, 1 : N + 1] = np.asarray(geometry.intervals).reshape(N, N)[:, order]
+    listed = Geometry(*(jnp.asarray(x) for x in (senders.reshape(-1), intervals.reshape(-1), places.reshape(5, -1))))
+    sums, expected = (message(sources, table, g, NATIVE, add=add) for g in (listed, geometry))
+    plain = plain_message(sources, table, geometry, geometry.places[0], geometry.places[2:].T)
+    for a, e, p, x in zip(sums, expected, plain, (sources.a, sources.y), strict=True):
+        np.testing.assert_allclose(a, e, atol=1e-5)
+        np.testing.assert_allclose(a, p + x if add else p, atol=1e-5)
+    (bars, pair_bars), (bars_all, pair_bars_all) = (
+        message_transpose(sources, sums, table, g, NATIVE, add=add) for g in (listed, geometry)
+    )
+    for a, e in zip(jax.tree.leaves(bars), jax.tree.leaves(bars_all), strict=True):
+        np.testing.assert_allclose(a, e, atol=1e-4)
+    back = np.asarray(pair_bars).reshape(4, N, slots)[:, :, 1 : N + 1][:, :, np.argsort(order)]
+    np.testing.assert_allclose(back.reshape(4, -1), pair_bars_all, atol=1e-4)
+
+
+def test_native_under_vmap() -> None:
+    """Batches, batches of batches, and batches of tables give what each system gives."""
+    sources, table, geometry = random_case(True, True)
+    scale = jnp.asarray([[0.5, 1.0, 2.0], [3.0, -1.0, 0.0]], jnp.float32)
+
+    def both(scale: Any, table: Any) -> Any:
+        scaled = jax.tree.map(lambda x: scale * x, sources)
+        sums = message(scaled, table, geometry, NATIVE, add=True)
+        return sums, message_transpose(scaled, sums, table, geometry, NATIVE)
+
+    tables = jnp.stack([table, 2 * table])
+    batches = {
+        "twice": (jax.vmap(jax.vmap(both, (0, None)), (0, None))(scale, table), lambda i, j: table),
+        "tables": (jax.vmap(jax.vmap(both, (0, None)))(scale, tables), lambda i, j: tables[i]),
+    }
+    for name, (batch, table_of) in batches.items():
+        for i, j in np.ndindex(2, 3):
+            one = both(scale[i, j], table_of(i, j))
+            for a, e in zip(jax.tree.leaves(batch), jax.tree.leaves(one), strict=True):
+                np.testing.assert_allclose(a[i, j], e, rtol=1e-5, atol=1e-4, err_msg=name)
+
+
 def test_kernels_lower_for_cuda() -> None:
     """Everything that they contain has a Triton form; no GPU is needed to see that."""
     sources, table, geometry = random_case(True, True)
 
     def both(sources: Sources, table: Any, geometry: Geometry) -> Any:
-        launch = Launch(16, slots=4, dense=False, interpret=False)
+        launch = Launch(16, slots=4, dense=False, route="triton")
         sums = message(sources, table, geometry, launch, add=True)
         return message_transpose(sources, sums, table, geometry, launch, add=True)
 

@@ -16,7 +16,7 @@ from jaxff.ops.update import equivariant_update_bwd, equivariant_update_fwd
 from jaxff.tabulate import tabulate
 from tests.structures import PAINN, pairs_in_layout, random_params, random_structure
 
-ONE = Launch(16, 4, dense=True, interpret=True)
+ONE = Launch(16, 4, dense=True, route="interpret")
 WHOLE = ONE._replace(dense=False)
 
 
@@ -107,7 +107,7 @@ def test_kernels_lower_for_cuda(hidden_dim: int) -> None:
     vectors, pairs = pairs_in_layout(positions, config.cutoff, "all")
 
     def both(vectors: Any) -> Any:
-        launch = Launch(16, 4, dense=True, interpret=False)
+        launch = Launch(16, 4, dense=True, route="triton")
         e, kept = chain.forward(tree.fused, config, numbers, vectors, pairs, launch)
         return e, chain.backward(tree.fused, config, kept, numbers, pairs, jnp.ones_like(e), launch)
 

@@ -1,0 +1,245 @@
+"""The message kernels on the CPU: compiled by Numba, called by XLA through its foreign function interface.
+
+Sums and symbols are those of `jaxff.kernels.message`. The list is symmetric, so each filter is read from the table once
+and serves both directions of its pair; pairs that don't count are skipped. One thread, one order: the same bits in
+every run. Nothing here calls Python. Shapes: places [5, E], table [T, 4, CF], a, b, p [N, F], y, q [N, 3F], pair_bars
+[E, 4]; b and y have no rows where there are none.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import numpy as np
+from numba import carray, cfunc, njit, types
+from numba.extending import intrinsic
+
+
+def _can_cache():
+    """Whether Numba finds a folder for what it compiles; without one (a home that can't be written to) it refuses."""
+    try:
+        njit(cache=True)(_can_cache)
+    except RuntimeError:
+        return False
+    return True
+
+
+CACHE = _can_cache()
+# sums may be reordered and products fused; NaN stays NaN
+_compiled = functools.partial(njit, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy", cache=CACHE)
+
+
+# --- the kernels; i < j, so that u is that of the pair that i receives, and j's is its negative ---
+
+
+@_compiled
+def _value(row, channel, t):
+    return row[0, channel] + t * (row[1, channel] + t * (row[2, channel] + t * row[3, channel]))
+
+
+@_compiled
+def _slope(row, channel, t):
+    return row[1, channel] + t * (np.float32(2) * row[2, channel] + np.float32(3) * t * row[3, channel])
+
+
+@_compiled
+def _start(total, x, add):
+    """Begin a sum with x where that is to be added and is there, else with 0."""
+    add = add and x.shape[0] > 0
+    for i in range(total.shape[0]):
+        for k in range(total.shape[1]):
+            total[i, k] = x[i, k] if add else np.float32(0)
+
+
+@_compiled
+def _message(add, senders, intervals, places, table, a, b, y, ds, dv):
+    n, f = a.shape
+    slots = senders.shape[0] // n
+    has_b, has_y = b.shape[0] > 0, y.shape[0] > 0
+    _start(ds, a, add)
+    _start(dv, y, add)
+    for i in range(n):  # two loops: with i = e // slots LLVM vectorises nothing
+        for slot in range(slots):
+            e = i * slots + slot
+            j = senders[e]
+            if places[1, e] == 0 or j < i:
+                continue
+            t, row = places[0, e], table[intervals[e]]
+            ux, uy, uz = places[2, e], places[3, e], places[4, e]
+            for k in range(f):
+                wa = _value(row, k, t)
+                ds[i, k] += wa * a[j, k]
+                ds[j, k] += wa * a[i, k]
+            for k in range(f):
+                wi = wj = _value(row, f + k, t)
+                if has_b:
+                    wi, wj = wi * b[j, k], wj * b[i, k]
+                dv[i, k] += ux * wi
+                dv[i, f + k] += uy * wi
+                dv[i, 2 * f + k] += uz * wi
+                dv[j, k] -= ux * wj
+                dv[j, f + k] -= uy * wj
+                dv[j, 2 * f + k] -= uz * wj
+            if has_y:
+                for k in range(f):
+                    wc = _value(row, 2 * f + k, t)
+                    dv[i, k] += wc * y[j, k]
+                    dv[i, f + k] += wc * y[j, f + k]
+                    dv[i, 2 * f + k] += wc * y[j, 2 * f + k]
+                    dv[j, k] += wc * y[i, k]
+                    dv[j, f + k] += wc * y[i, f + k]
+                    dv[j, 2 * f + k] += wc * y[i, 2 * f + k]
+
+
+@_compiled
+def _message_transpose(add, senders, intervals, places, table, p, q, a, b, y, a_bar, b_bar, y_bar, pair_bars):
+    n, f = a.shape
+    slots = senders.shape[0] // n
+    has_b, has_y = b.shape[0] > 0, y.shape[0] > 0
+    _start(a_bar, p, add)
+    _start(b_bar, b, False)
+    _start(y_bar, q, add)
+    _start(pair_bars, p, False)
+    for i in range(n):  # two loops: with i = e // slots LLVM vectorises nothing
+        for slot in range(slots):
+            e = i * slots + slot
+            j = senders[e]
+            if places[1, e] == 0 or j < i:
+                continue
+            t, row = places[0, e], table[intervals[e]]
+            ux, uy, uz = places[2, e], places[3, e], places[4, e]
+            d = dx = dy = dz = np.float32(0)
+            for k in range(f):
+                wa = _value(row, k, t)
+                a_bar[i, k] += wa * p[j, k]
+                a_bar[j, k] += wa * p[i, k]
+                d += (a[j, k] * p[i, k] + a[i, k] * p[j, k]) * _slope(row, k, t)
+            for k in range(f):
+                wb = _value(row, f + k, t)
+                qx, qy, qz = q[i, k], q[i, f + k], q[i, 2 * f + k]
+                rx, ry, rz = q[j, k], q[j, f + k], q[j, 2 * f + k]
+                if has_b:
+                    b_bar[i, k] -= wb * (ux * rx + uy * ry + uz * rz)
+                    b_bar[j, k] += wb * (ux * qx + uy * qy + uz * qz)
+                    qx, qy, qz = b[j, k] * qx, b[j, k] * qy, b[j, k] * qz
+                    rx, ry, rz = b[i, k] * rx, b[i, k] * ry, b[i, k] * rz
+                d += (ux * (qx - rx) + uy * (qy - ry) + uz * (qz - rz)) * _slope(row, f + k, t)
+                dx += wb * (qx - rx)
+                dy += wb * (qy - ry)
+                dz += wb * (qz - rz)
+            if has_y:
+                for k in range(f):
+                    wc = _value(row, 2 * f + k, t)
+                    qx, qy, qz = q[i, k], q[i, f + k], q[i, 2 * f + k]
+                    rx, ry, rz = q[j, k], q[j, f + k], q[j, 2 * f + k]
+                    at_i = y[j, k] * qx + y[j, f + k] * qy + y[j, 2 * f + k] * qz
+                    at_j = y[i, k] * rx + y[i, f + k] * ry + y[i, 2 * f + k] * rz
+                    d += (at_i + at_j) * _slope(row, 2 * f + k, t)
+                    y_bar[i, k] += wc * rx
+                    y_bar[i, f + k] += wc * ry
+                    y_bar[i, 2 * f + k] += wc * rz
+                    y_bar[j, k] += wc * qx
+                    y_bar[j, f + k] += wc * qy
+                    y_bar[j, 2 * f + k] += wc * qz
+            pair_bars[e, 0], pair_bars[e, 1], pair_bars[e, 2], pair_bars[e, 3] = d, dx, dy, dz
+            for reverse in range(j * slots, (j + 1) * slots):
+                if senders[reverse] == i and places[1, reverse] != 0:
+                    pair_bars[reverse, 0] = d
+                    pair_bars[reverse, 1], pair_bars[reverse, 2], pair_bars[reverse, 3] = -dx, -dy, -dz
+                    break
+
+
+# --- as XLA calls them: the structures of xla/ffi/api/c_api.h, in words of 8 bytes ---
+
+_EXTENSION, _API, _ARGS, _RETS = 1, 2, 9, 14  # of XLA_FFI_CallFrame
+_METADATA, _METADATA_EXTENSION = 3, 1  # of XLA_FFI_Metadata_Extension: a place, and its type
+_VERSION_OF_API, _VERSION_OF_METADATA = 4, 3  # major and minor version in one word
+_DATA, _DIMS = 3, 5  # of XLA_FFI_Buffer
+
+
+def _pointer_to(element):
+    """An intrinsic that takes an address as a pointer to elements of this type."""
+
+    @intrinsic
+    def pointer(typing, address):
+        def generate(context, builder, signature, args):
+            return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(element)(types.int64), generate
+
+    return pointer
+
+
+_words, _integers, _floats = _pointer_to(types.int64), _pointer_to(types.int32), _pointer_to(types.float32)
+
+
+@_compiled
+def _is_inquiry(frame):
+    """Whether XLA asks only which version of the interface this is: it is told its own."""
+    extension = _words(frame)[_EXTENSION]
+    if extension == 0 or _integers(extension)[2] != _METADATA_EXTENSION:
+        return False
+    _words(_words(extension)[_METADATA])[_VERSION_OF_METADATA] = _words(_words(frame)[_API])[_VERSION_OF_API]
+    return True
+
+
+@_compiled
+def _buffer(frame, group, k):
+    """The k-th argument or result: the address of its data, and its dimensions."""
+    buffer = _words(_words(_words(frame)[group])[k])
+    return buffer[_DATA], _words(buffer[_DIMS])
+
+
+@_compiled
+def _indices(frame, k):
+    data, dims = _buffer(frame, _ARGS, k)
+    return carray(_integers(data), (dims[0],))
+
+
+@_compiled
+def _matrix(frame, group, k):
+    data, dims = _buffer(frame, group, k)
+    return carray(_floats(data), (dims[0], dims[1]))
+
+
+@_compiled
+def _inputs(frame):
+    """add, geometry and table: the first five arguments of both kernels."""
+    data, dims = _buffer(frame, _ARGS, 4)
+    table = carray(_floats(data), (dims[0], dims[1], dims[2]))
+    return _indices(frame, 0)[0] > 0, _indices(frame, 1), _indices(frame, 2), _matrix(frame, _ARGS, 3), table
+
+
+def _on_message(frame):
+    if not _is_inquiry(frame):
+        a, b, y = _matrix(frame, _ARGS, 5), _matrix(frame, _ARGS, 6), _matrix(frame, _ARGS, 7)
+        add, senders, intervals, places, table = _inputs(frame)
+        ds, dv = _matrix(frame, _RETS, 0), _matrix(frame, _RETS, 1)
+        _message(add, senders, intervals, places, table, a, b, y, ds, dv)
+    return 0
+
+
+def _on_message_transpose(frame):
+    if not _is_inquiry(frame):
+        p, q = _matrix(frame, _ARGS, 5), _matrix(frame, _ARGS, 6)
+        a, b, y = _matrix(frame, _ARGS, 7), _matrix(frame, _ARGS, 8), _matrix(frame, _ARGS, 9)
+        add, senders, intervals, places, table = _inputs(frame)
+        a_bar, b_bar, y_bar = _matrix(frame, _RETS, 0), _matrix(frame, _RETS, 1), _matrix(frame, _RETS, 2)
+        pair_bars = _matrix(frame, _RETS, 3)
+        _message_transpose(
+            add, senders, intervals, places, table, p, q, a, b, y, a_bar, b_bar, y_bar, pair_bars
+        )  # fmt: skip
+    return 0
+
+
+_ALIVE: list = []  # what XLA calls must not be collected
+
+
+@functools.cache
+def register() -> None:
+    """Compile both kernels (or read Numba's cache) and make them known to XLA by name."""
+    for name, handler in (("jaxff_message", _on_message), ("jaxff_message_transpose", _on_message_transpose)):
+        made = cfunc(types.int64(types.int64), cache=CACHE)(handler)
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(made.ctypes), platform="cpu")
+        _ALIVE.append(made)
