@@ -62,7 +62,9 @@ def ship(name: str, model: Path, results: Path, partner: str = "organic-small") 
     }
     calibration = _calibration(name, partner, found.get("uncertainty"))
     target = pretrained.FOLDER / f"{name}.safetensors"
-    save_checkpoint(target, params, config.model_copy(update={"closed_shell": True}), checkpoint.certificate)
+    config = config.model_copy(update={"closed_shell": True})
+    if not _is_shipped(target, params, config, checkpoint.certificate):
+        save_checkpoint(target, params, config, checkpoint.certificate)
     rows = [row for result in found.values() for row in result["headline"] if row["value"] is not None]
     return pretrained.write_card(
         target,
@@ -74,6 +76,15 @@ def ship(name: str, model: Path, results: Path, partner: str = "organic-small") 
         uncertainty=calibration,
         made=datetime.datetime.now(datetime.UTC).date().isoformat(),
     )
+
+
+def _is_shipped(target: Path, params: Any, config: PainnConfig, certificate: dict[str, Any] | None) -> bool:
+    """Whether the file holds just this; written again, it would have another checksum (its header's order varies)."""
+    if not target.exists():
+        return False
+    old = load_checkpoint(target)
+    same = old.config == config and old.certificate == certificate
+    return same and parameters_hash(old.params) == parameters_hash(params)
 
 
 def _results(folder: Path, expected: str) -> Iterator[tuple[str, dict[str, Any]]]:

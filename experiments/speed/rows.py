@@ -174,7 +174,7 @@ def large(architecture: str, engine: str, atoms: int = 10648) -> dict[str, Any]:
     return row | times | checks | {"slots": b.slots, "atoms": atoms}
 
 
-def call(engine: str, atoms: int) -> dict[str, Any]:
+def call(architecture: str, engine: str, atoms: int) -> dict[str, Any]:
     """energy_and_forces as a user calls it, or the PyTorch student; microseconds a call."""
     numbers, positions = structure(atoms)
     if engine == "torch":
@@ -183,7 +183,7 @@ def call(engine: str, atoms: int) -> dict[str, Any]:
         model = torch_student(CONFIGS["student"])
         once = lambda: torch_energy_and_forces(model, numbers, positions)  # noqa: E731
     else:
-        model = potential("student", engine)
+        model = potential(architecture, engine)
         once = lambda: model.energy_and_forces(numbers, positions)  # noqa: E731
     start = time.perf_counter()
     once()

@@ -59,7 +59,8 @@ GPU_ROWS = [
     *[f"size-{n}:{a}:xla-exact" for n in SIZES for a in ("student", "painn")],
 ]
 CPU_ROWS = [
-    *[f"call-{n}:student:{e}" for n in (3, 9, 21, 30, 60) for e in ("torch", "xla-exact", "xla-table")],
+    *[f"call-{n}:student:{e}" for n in (3, 9, 21, 30, 60) for e in ("torch", "fused", "xla-exact", "xla-table")],
+    *[f"call-{n}:painn:{e}" for n in (3, 9, 21, 30, 60) for e in ("fused", "xla-exact")],
     *[f"size-{n}:student:{e}" for e in ("xla-exact", "autodiff", "torch") for n in CPU_SIZES],
     *[f"size-{n}:painn:{e}" for e in ("xla-exact", "autodiff") for n in CPU_SIZES],
     *[f"size-{n}:{a}:fused" for a in ("student", "painn") for n in CPU_SIZES],
@@ -76,7 +77,7 @@ def measure(name: str) -> dict[str, Any]:
     if kind == "large":
         return large(architecture, engine)
     if kind == "call":
-        return call(engine, n)
+        return call(architecture, engine, n)
     if kind == "compile":
         return first_step.measure_row(architecture, engine, n)
     if kind == "size" and engine.startswith("torch"):
