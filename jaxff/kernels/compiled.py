@@ -9,6 +9,7 @@ every run. Nothing here calls Python. Shapes: places [5, E], table [T, 4, CF], a
 from __future__ import annotations
 
 import functools
+import threading
 
 import jax
 import numpy as np
@@ -233,13 +234,15 @@ def _on_message_transpose(frame):
     return 0
 
 
-_ALIVE: list = []  # what XLA calls must not be collected
+_registered: dict = {}  # by name; what XLA calls must not be collected
+_lock = threading.Lock()
 
 
-@functools.cache
 def register() -> None:
-    """Compile both kernels (or read Numba's cache) and make them known to XLA by name."""
-    for name, handler in (("jaxff_message", _on_message), ("jaxff_message_transpose", _on_message_transpose)):
-        made = cfunc(types.int64(types.int64), cache=CACHE)(handler)
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(made.ctypes), platform="cpu")
-        _ALIVE.append(made)
+    """Compile both kernels (or read Numba's cache) and make them known to XLA by name, once, whichever thread asks."""
+    with _lock:
+        for name, handler in (("jaxff_message", _on_message), ("jaxff_message_transpose", _on_message_transpose)):
+            if name not in _registered:
+                made = cfunc(types.int64(types.int64), cache=CACHE)(handler)
+                jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(made.ctypes), platform="cpu")
+                _registered[name] = made

@@ -151,6 +151,24 @@ def test_without_a_folder_for_numbas_cache(tmp_path: Path) -> None:
     assert result.stdout.startswith("fused")
 
 
+def test_first_calls_from_several_threads() -> None:
+    """XLA refuses a name that is registered twice. A process of its own: here the kernels are known already."""
+    code = """
+import threading
+from concurrent.futures import ThreadPoolExecutor
+import jaxff
+together = threading.Barrier(4)
+potential = jaxff.load_potential("organic-small")
+def call(k):
+    together.wait()
+    return potential.energy([1] * 2 * k, [[2 * i, 0, 0] for i in range(2 * k)])
+with ThreadPoolExecutor(4) as pool:
+    print(potential.engine, len(list(pool.map(call, range(1, 5)))))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stdout.split() == ["fused", "4"], result.stderr
+
+
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("name", ["student", "painn"])
 def test_a_batch_of_molecules(name: str, route: Any) -> None:
