@@ -145,8 +145,7 @@ def _backward(config: Config, *args: Any) -> Float[Array, "E 3"]:
 def _one_or_many(run: Callable[..., Any], config: Config, pairs: Pairs, args: tuple[Any, ...]) -> Any:
     """run(launch, *args): for few atoms as one molecule wants it, under vmap as many do.
 
-    Few atoms: channels split over more programs, dense layers in kernels, too. Many, and on a CPU: XLA's products are
-    as fast.
+    Few atoms: one program an atom (jaxff.kernels.atoms). Many, and on a CPU: XLA's products are faster.
     """
     route = args[0].route
     many = partial(run, Launch(math.gcd(config.hidden_dim, MANY[0]), MANY[1], False, route))

@@ -7,8 +7,6 @@ Work that no energy depends on is left out: v = 0 entering the first interaction
 
 from __future__ import annotations
 
-import functools
-import operator
 from typing import Any
 
 import jax
@@ -17,10 +15,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxff.config import PainnConfig, StudentConfig
-from jaxff.kernels import painn, student
-from jaxff.kernels.message import Geometry, Launch
+from jaxff.kernels import atoms, painn, student
+from jaxff.kernels.message import Geometry, Launch, message_transpose
 from jaxff.models.painn import pair_repulsion, pair_repulsion_bwd
-from jaxff.models.parameters import Params
+from jaxff.models.parameters import Params, dense_layers
 from jaxff.models.student import EPSILON
 from jaxff.ops.distance import distance_bwd, distance_fwd
 from jaxff.system import Pairs
@@ -41,6 +39,7 @@ def prepare(tree: Params, config: Config) -> Params:
         along, vector = (third, second) if config.architecture == "student" else (second, third)
         layer["table"] = np.concatenate([scalar, along] if i == 0 else [scalar, along, vector], axis=2)
         result[f"interaction_{i}"] = layer
+    result["read"] = atoms.prepare_readout(dense_layers(result.pop("readout")))
     return jax.tree.map(jnp.asarray, _MODELS[config.architecture].prepare(result, config))
 
 
@@ -55,14 +54,23 @@ def forward(
     """Atomic energies with what `backward` needs besides the arguments."""
     (d, u), distance_residuals = distance_fwd(vectors, _epsilon(config))
     geometry = _geometry(d, u, pairs, tree["interaction_0"]["table"].shape[0], config.cutoff)
-    energies, residuals = _MODELS[config.architecture].forward(tree, config, numbers, geometry, launch)
+    step, last = _step(tree, config, geometry, launch), config.num_interactions - 1
+    s, v, sources = tree["embedding"]["table"][numbers], None, step.model.first_sources(tree, numbers)
+    saved = []
+    for i in range(last):
+        made = atoms.between(step, step.model.weights(tree, i, False), _table(tree, i), sources, s, v)
+        (s,), v, sources = made["s"], made["v"], step.model.sources(made)
+        saved.append((sources, {name: made[name] for name in step.model.KEPT}))
+    weights = step.model.weights(tree, last, True)
+    energies, *bars = atoms.last(step, weights, tree["read"], _table(tree, last), sources, s, v)
+    energies = energies + tree["read"]["offset"][0]
     if "reference" in tree:
         energies = energies + tree["reference"]["energies"][numbers]
     repulsion = None
     if _has_repulsion(config):
         more, repulsion = pair_repulsion(d, numbers, pairs)
         energies = energies + more
-    return jnp.where(numbers > 0, energies, 0), (distance_residuals, geometry[1:], residuals, repulsion)
+    return jnp.where(numbers > 0, energies, 0), (distance_residuals, geometry[1:], (saved, bars), repulsion)
 
 
 def backward(
@@ -75,16 +83,33 @@ def backward(
     launch: Launch,
 ) -> Float[Array, "E 3"]:
     """Antisymmetrised gradients of Σ ē_i E_i by the pair vectors."""
-    distance_residuals, places, kept, repulsion = residuals
+    distance_residuals, places, (saved, above), repulsion = residuals
     geometry = Geometry(jnp.asarray(pairs.senders, jnp.int32), *places)
     e_bar = jnp.where(numbers > 0, e_bar, 0)
-    bars = _MODELS[config.architecture].backward(tree, config, kept, numbers, geometry, e_bar, launch)
-    pair_bar = jnp.where(pairs.mask, functools.reduce(operator.add, bars), 0)
+    step = _step(tree, config, geometry, launch)
+    above, pair_bars = tuple(e_bar[:, None] * x for x in above), []
+    for i in reversed(range(1, config.num_interactions)):
+        weights = step.model.weights(tree, i - 1, False)
+        sources, kept = saved[i - 1]
+        above, pair_bar = atoms.between_bwd(step, weights, _table(tree, i), sources, kept, above)
+        pair_bars.append(pair_bar)
+    sources = step.model.first_sources(tree, numbers)
+    pair_bars.append(message_transpose(sources, above, _table(tree, 0), geometry, launch)[1])
+    pair_bar = jnp.where(pairs.mask, atoms.total(pair_bars), 0)
     d_bar = pair_bar[0] * (tree["interaction_0"]["table"].shape[0] / config.cutoff)
     if repulsion is not None:
         d_bar = d_bar + pair_repulsion_bwd(repulsion, e_bar, pairs, antisymmetric=True)
     (vectors_bar,) = distance_bwd(_epsilon(config), distance_residuals, (d_bar, pair_bar[1:].T))
     return vectors_bar / 2
+
+
+def _step(tree: Params, config: Config, geometry: Geometry, launch: Launch) -> atoms.Step:
+    fits = launch.atomwise and atoms.fits(tree, config.hidden_dim)
+    return atoms.Step(_MODELS[config.architecture], config, geometry, launch._replace(atomwise=fits))
+
+
+def _table(tree: Params, i: int) -> Array:
+    return tree[f"interaction_{i}"]["table"]
 
 
 def _epsilon(config: Config) -> float:

@@ -45,21 +45,12 @@ def _slope(row, channel, t):
 
 
 @_compiled
-def _start(total, x, add):
-    """Begin a sum with x where that is to be added and is there, else with 0."""
-    add = add and x.shape[0] > 0
-    for i in range(total.shape[0]):
-        for k in range(total.shape[1]):
-            total[i, k] = x[i, k] if add else np.float32(0)
-
-
-@_compiled
-def _message(add, senders, intervals, places, table, a, b, y, ds, dv):
+def _message(senders, intervals, places, table, a, b, y, ds, dv):
     n, f = a.shape
     slots = senders.shape[0] // n
     has_b, has_y = b.shape[0] > 0, y.shape[0] > 0
-    _start(ds, a, add)
-    _start(dv, y, add)
+    ds[:] = 0
+    dv[:] = 0
     for i in range(n):  # two loops: with i = e // slots LLVM vectorises nothing
         for slot in range(slots):
             e = i * slots + slot
@@ -94,14 +85,14 @@ def _message(add, senders, intervals, places, table, a, b, y, ds, dv):
 
 
 @_compiled
-def _message_transpose(add, senders, intervals, places, table, p, q, a, b, y, a_bar, b_bar, y_bar, pair_bars):
+def _message_transpose(senders, intervals, places, table, p, q, a, b, y, a_bar, b_bar, y_bar, pair_bars):
     n, f = a.shape
     slots = senders.shape[0] // n
     has_b, has_y = b.shape[0] > 0, y.shape[0] > 0
-    _start(a_bar, p, add)
-    _start(b_bar, b, False)
-    _start(y_bar, q, add)
-    _start(pair_bars, p, False)
+    a_bar[:] = 0
+    b_bar[:] = 0
+    y_bar[:] = 0
+    pair_bars[:] = 0
     for i in range(n):  # two loops: with i = e // slots LLVM vectorises nothing
         for slot in range(slots):
             e = i * slots + slot
@@ -206,31 +197,29 @@ def _matrix(frame, group, k):
 
 @_compiled
 def _inputs(frame):
-    """add, geometry and table: the first five arguments of both kernels."""
-    data, dims = _buffer(frame, _ARGS, 4)
+    """Geometry and table: the first four arguments of both kernels."""
+    data, dims = _buffer(frame, _ARGS, 3)
     table = carray(_floats(data), (dims[0], dims[1], dims[2]))
-    return _indices(frame, 0)[0] > 0, _indices(frame, 1), _indices(frame, 2), _matrix(frame, _ARGS, 3), table
+    return _indices(frame, 0), _indices(frame, 1), _matrix(frame, _ARGS, 2), table
 
 
 def _on_message(frame):
     if not _is_inquiry(frame):
-        a, b, y = _matrix(frame, _ARGS, 5), _matrix(frame, _ARGS, 6), _matrix(frame, _ARGS, 7)
-        add, senders, intervals, places, table = _inputs(frame)
+        senders, intervals, places, table = _inputs(frame)
+        a, b, y = _matrix(frame, _ARGS, 4), _matrix(frame, _ARGS, 5), _matrix(frame, _ARGS, 6)
         ds, dv = _matrix(frame, _RETS, 0), _matrix(frame, _RETS, 1)
-        _message(add, senders, intervals, places, table, a, b, y, ds, dv)
+        _message(senders, intervals, places, table, a, b, y, ds, dv)
     return 0
 
 
 def _on_message_transpose(frame):
     if not _is_inquiry(frame):
-        p, q = _matrix(frame, _ARGS, 5), _matrix(frame, _ARGS, 6)
-        a, b, y = _matrix(frame, _ARGS, 7), _matrix(frame, _ARGS, 8), _matrix(frame, _ARGS, 9)
-        add, senders, intervals, places, table = _inputs(frame)
+        senders, intervals, places, table = _inputs(frame)
+        p, q = _matrix(frame, _ARGS, 4), _matrix(frame, _ARGS, 5)
+        a, b, y = _matrix(frame, _ARGS, 6), _matrix(frame, _ARGS, 7), _matrix(frame, _ARGS, 8)
         a_bar, b_bar, y_bar = _matrix(frame, _RETS, 0), _matrix(frame, _RETS, 1), _matrix(frame, _RETS, 2)
         pair_bars = _matrix(frame, _RETS, 3)
-        _message_transpose(
-            add, senders, intervals, places, table, p, q, a, b, y, a_bar, b_bar, y_bar, pair_bars
-        )  # fmt: skip
+        _message_transpose(senders, intervals, places, table, p, q, a, b, y, a_bar, b_bar, y_bar, pair_bars)
     return 0
 
 

@@ -25,12 +25,12 @@ Route = Literal["triton", "native", "interpret"]  # a GPU's kernels; the CPU's; 
 class Launch(NamedTuple):
     """How kernels run: channels of a message program (a power of 2 that divides F) and pairs that it takes at once;
 
-    whether dense layers are kernels, too; and what runs them.
+    whether one program does all that an atom does between two messages; and what runs them.
     """
 
     block: int
     slots: int
-    dense: bool
+    atomwise: bool
     route: Route
 
     @property
@@ -60,26 +60,21 @@ def message(
     table: Float[Array, "T 4 CF"],
     geometry: Geometry,
     launch: Launch,
-    *,
-    add: bool = False,
 ) -> tuple[Float[Array, "N F"], Float[Array, "N 3F"]]:
-    """Δs [N, F] and Δv [N, 3F]; `add`: a + Δs and y + Δv. table: [T, 4, 3F] of Wa, Wb, Wc, or [T, 4, 2F] without y."""
+    """Δs [N, F] and Δv [N, 3F]. table: [T, 4, 3F] of Wa, Wb, Wc, or [T, 4, 2F] without y."""
     if launch.route == "native":
         from jaxff.kernels import native
 
-        return native.message(sources, table, geometry, add=add)
+        return native.message(sources, table, geometry)
     n, f = sources.a.shape
-    arrays = [x for x in sources if x is not None]
-    sizes = Sizes(geometry, n, f, launch, add)
-    kernel = partial(_message_kernel, sizes, sources.b is not None, sources.y is not None)
     return pl.pallas_call(
-        kernel,
+        partial(_message_kernel, Sizes(geometry, n, f, launch)),
         out_shape=(_shape(n, f), _shape(n, 3 * f)),
         grid=(n, f // launch.block),
         interpret=launch.interpret,
         compiler_params=triton.CompilerParams(num_warps=_warps(launch), num_stages=2),
         name="message",
-    )(*geometry, table, *arrays)
+    )(geometry, table, sources)
 
 
 def message_transpose(
@@ -88,45 +83,37 @@ def message_transpose(
     table: Float[Array, "T 4 CF"],
     geometry: Geometry,
     launch: Launch,
-    *,
-    add: bool = False,
 ) -> tuple[Sources, Float[Array, "4 E"]]:
     """Cotangents of the sources, and of distance and direction, [D, U_xyz], of each pair minus those of its reverse.
 
     The list must be symmetric. With p = Δs̄, q = Δv̄ of receiver i and sender j, and u = u_ij = -u_ji:
     ā_i = Σ_j Wa p_j,  b̄_i = -Σ_j Wb u·q_j,  ȳ_i = Σ_j Wc q_j,
     D = Σ_f (a_j p_i + a_i p_j) Wa' + (b_j u·q_i - b_i u·q_j) Wb' + (y_j·q_i + y_i·q_j) Wc',
-    U = Σ_f (b_j q_i - b_i q_j) Wb.    `add`: ā + p and ȳ + q.
+    U = Σ_f (b_j q_i - b_i q_j) Wb.
     """
     if launch.route == "native":
         from jaxff.kernels import native
 
-        return native.message_transpose(sources, cotangents, table, geometry, add=add)
+        return native.message_transpose(sources, cotangents, table, geometry)
     n, f = sources.a.shape
     e = geometry.senders.shape[0]
-    arrays = [x for x in sources if x is not None]
-    shapes = [_shape(n, x.shape[1]) for x in arrays]
-    sizes = Sizes(geometry, n, f, launch, add)
-    kernel = partial(_transpose_kernel, sizes, sources.b is not None, sources.y is not None)
-    *bars, pair_bars = pl.pallas_call(
-        kernel,
-        out_shape=(*shapes, _shape(f // launch.block, 4, e)),
+    bars, pair_bars = pl.pallas_call(
+        partial(_transpose_kernel, Sizes(geometry, n, f, launch)),
+        out_shape=(jax.tree.map(lambda x: _shape(*x.shape), sources), _shape(f // launch.block, 4, e)),
         grid=(n, f // launch.block),
         interpret=launch.interpret,
         compiler_params=triton.CompilerParams(num_warps=_warps(launch), num_stages=2),
         name="message_transpose",
-    )(*geometry, table, *cotangents, *arrays)
-    it = iter(bars)
-    bars = [None if x is None else next(it) for x in sources]
-    return Sources(*bars), jnp.sum(pair_bars, axis=0)
+    )(geometry, table, cotangents, sources)
+    return bars, jnp.sum(pair_bars, axis=0)
 
 
 class Sizes:
     """Static sizes of a launch."""
 
-    def __init__(self, geometry: Geometry, n: int, f: int, launch: Launch, add: bool) -> None:
+    def __init__(self, geometry: Geometry, n: int, f: int, launch: Launch) -> None:
         self.slots = geometry.senders.shape[0] // n
-        self.f, self.block, self.at_once, self.add = f, launch.block, launch.slots, add
+        self.f, self.block, self.at_once = f, launch.block, launch.slots
 
 
 class _Pair(NamedTuple):
@@ -141,15 +128,12 @@ class _Pair(NamedTuple):
     inside: Array
 
 
-def _message_kernel(sizes: Sizes, has_b: bool, has_y: bool, *refs: Any) -> None:
-    geometry, table, (a, *rest), (ds, dv) = refs[:3], refs[3], refs[4:-2], refs[-2:]
-    sources = Sources(a, rest[0] if has_b else None, rest[-1] if has_y else None)
-    i, channels, f = pl.program_id(0), _channels(sizes), sizes.f
-    sums = message_sums(Geometry(*geometry), table, sources, sizes, i, channels)
-    ds[i, channels] = sums[0] + a[i, channels] if sizes.add else sums[0]
-    for axis in range(3):
-        own = channels + axis * f
-        dv[i, own] = sums[1 + axis] + sources.y[i, own] if sizes.add and sources.y is not None else sums[1 + axis]
+def _message_kernel(sizes: Sizes, geometry: Geometry, table: Any, sources: Sources, ds: Any, dv: Any) -> None:
+    i, channels = pl.program_id(0), _channels(sizes)
+    scalar, *vector = message_sums(geometry, table, sources, sizes, i, channels)
+    ds[i, channels] = scalar
+    for axis, total in enumerate(vector):
+        dv[i, channels + axis * sizes.f] = total
 
 
 def message_sums(
@@ -174,19 +158,23 @@ def message_sums(
     return [jnp.sum(x, axis=0) for x in _over_slots(sizes, add, [zero] * 4)]
 
 
-def _transpose_kernel(sizes: Sizes, has_b: bool, has_y: bool, *refs: Any) -> None:
-    num = 1 + has_b + has_y
-    geometry, table, p, q = refs[:3], refs[3], refs[4], refs[5]
-    (a, *rest), outs, pair_bars = refs[6 : 6 + num], refs[6 + num : -1], refs[-1]
-    sources = Sources(a, rest[0] if has_b else None, rest[-1] if has_y else None)
-    i, block, channels, f = pl.program_id(0), pl.program_id(1), _channels(sizes), sizes.f
-    sums = transpose_sums(Geometry(*geometry), table, sources, p, q, pair_bars, sizes, i, block, channels)
-    outs[0][i, channels] = sums[0] + p[i, channels] if sizes.add else sums[0]
-    if has_b:
-        outs[1][i, channels] = sums[1]
-    for axis in range(3 * has_y):
-        own_axis, total = channels + axis * f, sums[1 + has_b + axis]
-        outs[-1][i, own_axis] = total + q[i, own_axis] if sizes.add else total
+def _transpose_kernel(
+    sizes: Sizes,
+    geometry: Geometry,
+    table: Any,
+    cotangents: tuple[Any, Any],
+    sources: Sources,
+    bars: Sources,
+    pair_bars: Any,
+) -> None:
+    i, block, channels = pl.program_id(0), pl.program_id(1), _channels(sizes)
+    sums = transpose_sums(geometry, table, sources, *cotangents, pair_bars, sizes, i, block, channels)
+    bars.a[i, channels] = sums[0]
+    if bars.b is not None:
+        bars.b[i, channels] = sums[1]
+    if bars.y is not None:
+        for axis, total in enumerate(sums[-3:]):
+            bars.y[i, channels + axis * sizes.f] = total
 
 
 def transpose_sums(

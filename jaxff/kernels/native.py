@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numba
-import numpy as np
 from jaxtyping import Array, Float
 
 from jaxff.kernels import compiled
@@ -22,13 +21,13 @@ def why_not() -> str | None:
 
 
 def message(
-    sources: Sources, table: Float[Array, "T 4 CF"], geometry: Geometry, *, add: bool = False
+    sources: Sources, table: Float[Array, "T 4 CF"], geometry: Geometry
 ) -> tuple[Float[Array, "N F"], Float[Array, "N 3F"]]:
     """As jaxff.kernels.message.message."""
 
     def run(sources: Sources, table: Array, geometry: Geometry) -> Any:
         n, f = sources.a.shape
-        return _call("jaxff_message", ((n, f), (n, 3 * f)), add, *geometry, table, *_with_dummies(sources))
+        return _call("jaxff_message", ((n, f), (n, 3 * f)), *geometry, table, *_with_dummies(sources))
 
     ds, dv = _also_batched(run, outputs=2)(sources, table, geometry)
     return ds, dv
@@ -39,8 +38,6 @@ def message_transpose(
     cotangents: tuple[Float[Array, "N F"], Float[Array, "N 3F"]],
     table: Float[Array, "T 4 CF"],
     geometry: Geometry,
-    *,
-    add: bool = False,
 ) -> tuple[Sources, Float[Array, "4 E"]]:
     """As jaxff.kernels.message.message_transpose."""
 
@@ -50,17 +47,17 @@ def message_transpose(
         b, y = (0 if x is None else n for x in sources[1:])
         shapes = (n, f), (b, f), (y, 3 * f), (geometry.senders.shape[0], 4)
         arrays = (*geometry, table, *cotangents, *_with_dummies(sources))
-        return _call("jaxff_message_transpose", shapes, add, *arrays)
+        return _call("jaxff_message_transpose", shapes, *arrays)
 
     a_bar, b_bar, y_bar, pair_bars = _also_batched(run, outputs=4)((sources, cotangents), table, geometry)
     bars = Sources(a_bar, None if sources.b is None else b_bar, None if sources.y is None else y_bar)
     return bars, pair_bars.T
 
 
-def _call(name: str, shapes: tuple[tuple[int, ...], ...], add: bool, *arrays: Array) -> tuple[Array, ...]:
+def _call(name: str, shapes: tuple[tuple[int, ...], ...], *arrays: Array) -> tuple[Array, ...]:
     compiled.register()
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    return tuple(jax.ffi.ffi_call(name, results)(np.array([add], np.int32), *arrays))
+    return tuple(jax.ffi.ffi_call(name, results)(*arrays))
 
 
 def _with_dummies(sources: Sources) -> list[Array]:
