@@ -32,10 +32,12 @@ TIMESTEP = 0.01 * fs
 
 @cache
 def potential(architecture: str, engine: str) -> Potential:
-    """A potential with random weights, made once."""
+    """A potential with random weights, made once; biases, too: XLA knows what to do with zeros."""
     config = CONFIGS[architecture]
     chosen, filters = ENGINES[engine]
-    params = models.init_params(config, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(np.asarray, models.init_params(config, jax.random.key(0)))
+    params = jax.tree.map(lambda x: x if x.any() else rng.normal(scale=0.1, size=x.shape).astype(x.dtype), params)
     return Potential(params, config, engine=chosen, filters=filters)
 
 

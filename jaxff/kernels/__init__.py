@@ -27,6 +27,8 @@ __all__ = ["FusedTree", "atomic_energies", "energies_and_vector_gradients", "pre
 
 Config = StudentConfig | PainnConfig
 FEW_ATOMS = 128
+FEW_TOGETHER = 0
+PARTS = 4  # programs that serve an atom
 FEW, MANY = (32, 32), (128, 4)  # channels of a message program, and pairs at once
 
 
@@ -145,20 +147,21 @@ def _backward(config: Config, *args: Any) -> Float[Array, "E 3"]:
 def _one_or_many(run: Callable[..., Any], config: Config, pairs: Pairs, args: tuple[Any, ...]) -> Any:
     """run(launch, *args): for few atoms as one molecule wants it, under vmap as many do.
 
-    Few atoms: one program an atom (jaxff.kernels.atoms). Many, and on a CPU: XLA's products are faster.
+    Few atoms: programs for each (jaxff.kernels.atoms). Many, and on a CPU: XLA's products are faster.
     """
     route = args[0].route
-    many = partial(run, Launch(math.gcd(config.hidden_dim, MANY[0]), MANY[1], False, route))
+    many = partial(run, Launch(math.gcd(config.hidden_dim, MANY[0]), MANY[1], 0, route))
     if route == "native" or pairs.layout != "all" or pairs.num_atoms > FEW_ATOMS:
         return many(*args)
-    few = partial(run, Launch(math.gcd(config.hidden_dim, FEW[0]), FEW[1], True, route))
+    few = partial(run, Launch(math.gcd(config.hidden_dim, FEW[0]), FEW[1], PARTS, route))
     # everything traced is an argument: custom_vmap closes over no tracers
     either = jax.custom_batching.custom_vmap(few)
 
     @either.def_vmap
     def _(size: int, batched: Any, *args: Any) -> tuple[Any, Any]:
         axes = jax.tree.map(lambda x: 0 if x else None, batched)
-        out = jax.vmap(many, in_axes=tuple(axes), axis_size=size)(*args)
+        chosen = few if size * pairs.num_atoms <= FEW_TOGETHER else many
+        out = jax.vmap(chosen, in_axes=tuple(axes), axis_size=size)(*args)
         return out, jax.tree.map(lambda _: True, out)
 
     return either(*args)

@@ -1,18 +1,18 @@
-"""Equations of single atoms, run in two ways: one program for an atom, or arrays of all atoms through XLA.
+"""What happens to atoms between two messages, in phases, run in two ways: by programs, or as arrays through XLA.
 
-A model (jaxff.kernels.painn, jaxff.kernels.student) writes down once what happens to an atom between two messages, in
-rows of F channels. For few atoms an atom has one program for all that lies between two steps in which atoms hear of
-each other: message and what follows it; last message, readout and their gradient; transposed message and the gradient
-of what came before it. A program streams the weights and sums in IEEE float32, without tensor cores. What limits it is
-the latency of reading them, so that a program asks for a matrix while it multiplies by the one before. For many atoms
-the same equations take arrays.
+A model (jaxff.kernels.painn, jaxff.kernels.student) writes its equations down once, in rows of F channels, cut into
+phases where a row of hidden channels is a sum over all channels. For few atoms each phase is a kernel in which P
+programs serve an atom, each with F/P of its channels, because what takes longest is reading the weights, and several
+multiprocessors read faster than one. A product by a program's rows of a matrix, "inward", is its share of a sum over
+channels, which the next phase adds up; a product by its columns, "outward", its own channels of the result. Sums are
+IEEE float32, without tensor cores, in a fixed order. For many atoms the same equations take arrays of all of them.
 """
 
 from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -36,17 +36,32 @@ from jaxff.kernels.message import (
 from jaxff.models.parameters import Params
 
 AXES = range(3)
-SLOTS, WARPS = 8, 8  # pairs that a program takes at once, and its warps
-AHEAD = 1  # matrices that a program asks for before it needs them
-WIDEST = 128  # channels of a program: a matrix of as many rows and columns is in its registers
+SLOTS, WARPS = 32, 4  # pairs that a program takes at once, and its warps
+AHEAD = 3  # tiles of matrices that a program asks for before it needs them
+WIDEST = 128  # channels of a model whose tiles fit a program's registers
 
 Rows = list[Array]
-Named = dict[str, Rows]
 Weights = Any  # trees of arrays, or of refs in a kernel
 
 
+class Shares(NamedTuple):
+    """A hidden row that is a sum over channels: [N, P, H], a share from each program; as arrays, the sum, [N, H]."""
+
+    x: Any
+
+
+class PerAtom(NamedTuple):
+    """One number an atom: [N]."""
+
+    x: Any
+
+
+Made = dict[str, Any]  # by name: Rows, Shares or PerAtom; names in a model's JOINED are one array of all their rows
+Phase = Callable[..., Made]  # phase(on, config, weights, state), the first phase after a message with its sums, too
+
+
 class Step(NamedTuple):
-    """What one step needs of the model and the system: the equations, their constants, the pairs, how to run."""
+    """What every phase of a step needs: the equations, their constants, the pairs, how to run."""
 
     model: ModuleType
     config: Any
@@ -54,58 +69,32 @@ class Step(NamedTuple):
     launch: Launch
 
 
+class Heard(NamedTuple):
+    """A message to be summed; or, with the cotangents of its sums, to be transposed."""
+
+    sources: Sources
+    table: Array
+    above: tuple[Array, Array] | None = None
+
+
 def fits(tree: Params, hidden_dim: int) -> bool:
-    """Whether an atom's matrices fit a program: channels are a power of 2, not too many."""
-    sizes = [hidden_dim, *(kernel.shape[1] for kernel, _, _ in tree["read"]["hidden"])]
-    return max(sizes) <= WIDEST and all(size & (size - 1) == 0 for size in sizes)
+    """Whether matrices fit programs: channels are a power of 2, not too many, and the readout has a hidden layer."""
+    hidden = [kernel.shape[1] for kernel, _, _ in tree["read"]["hidden"]]
+    return bool(hidden) and all(size & (size - 1) == 0 and 16 <= size <= WIDEST for size in (hidden_dim, *hidden))
 
 
-def between(
-    step: Step, weights: Weights, table: Array, sources: Sources, s: Array, v: Any
-) -> dict[str, Array | list[Array]]:
-    """Message and model.between for all atoms; v: [N, 3F], three of [N, F], or None. Rows by name, [N, F] each;
-
-    those that model.JOINED names as one array.
-    """
-    if not step.launch.atomwise:
-        on, s, rows = _heard(step, table, sources, s, v)
-        made = step.model.between(on, step.config, weights, s, rows)
-        return {k: jnp.concatenate(x, axis=1) if k in step.model.JOINED else x for k, x in made.items()}
-    n, f = s.shape
-    row = _shape(n, f)
-    out = {k: _shape(n, parts * f) if k in step.model.JOINED else [row] * parts for k, parts in step.model.MADE.items()}
-    return _run(_between_kernel, step, n, f, "message_between", out, table, sources, s, v, weights)
-
-
-def last(
-    step: Step, weights: Weights, read: Weights, table: Array, sources: Sources, s: Array, v: Any
-) -> tuple[Array, Array, Array]:
-    """Message, model.last and their gradient: energies [N], and what they gain by s [N, F] and v [N, 3F] before."""
-    if not step.launch.atomwise:
-        on, s, rows = _heard(step, table, sources, s, v)
-        energies, s_bar, v_bar = step.model.last(on, step.config, weights, partial(readout, on, read), s, rows)
-        return energies, s_bar, jnp.concatenate(v_bar, axis=1)
-    n, f = s.shape
-    out = (_shape(n), _shape(n, f), _shape(n, 3 * f))
-    return _run(_last_kernel, step, n, f, "message_last", out, table, sources, s, v, weights, read)
-
-
-def between_bwd(
-    step: Step, weights: Weights, table: Array, sources: Sources, kept: Any, above: tuple[Array, Array]
-) -> tuple[tuple[Array, Array], Float[Array, "4 E"]]:
-    """Cotangents of s and v before model.between of those after the next message, and of that message's pairs."""
-    n, f = above[0].shape
-    if not step.launch.atomwise:
-        bars, pair_bars = message_transpose(sources, above, table, step.geometry, step.launch)
-        on = Atoms(f)
-        rows = [] if bars.y is None else [on.own(bars.y, axis) for axis in AXES]
-        rows = [bars.a, *([] if bars.b is None else [bars.b]), *rows]
-        s_bar, v_bar = step.model.between_bwd(on, step.config, weights, kept, rows, *above)
-        return (s_bar, jnp.concatenate(v_bar, axis=1)), pair_bars
-    out = (_shape(n, f), _shape(n, 3 * f), _shape(1, 4, step.geometry.senders.shape[0]))
-    inputs = (table, sources, kept, above, weights)
-    s_bar, v_bar, pair_bars = _run(_between_bwd_kernel, step, n, f, "message_between_bwd", out, *inputs)
-    return (s_bar, v_bar), pair_bars[0]
+def run(step: Step, phases: Sequence[Phase], weights: Weights, state: Made, heard: Heard) -> tuple[Made, Any]:
+    """The state with all that the phases make, and the pair gradients [4, E] of a message transposed, or None."""
+    if heard.above is not None:
+        state = state | {"s_bar": [heard.above[0]], "v_bar": heard.above[1]}
+    if not step.launch.parts:
+        return _run_arrays(step, phases, weights, state, heard)
+    pair_bars = None
+    for k, phase in enumerate(phases):
+        made, bars = _launch(step, phase, weights, state, heard if k == 0 else None)
+        state = state | made
+        pair_bars = bars if k == 0 else pair_bars
+    return state, pair_bars
 
 
 # --- equations that both models share ---
@@ -117,17 +106,25 @@ def prepare_readout(layers: Sequence[tuple[Array, Array]]) -> Params:
     return {"hidden": [(k, k.T, b[None]) for k, b in hidden], "final": final.T, "offset": offset}
 
 
-def readout(on: Any, read: Weights, s: Array) -> tuple[Array, Array]:
-    """Energies, without the last bias, and their slopes by s."""
-    x, pre = s, []
-    for kernel, _, bias in read["hidden"]:
-        pre.append(on.product(x, kernel) + on.row(bias))
-        x = silu(pre[-1])
-    final = on.row(read["final"])
-    x_bar = jnp.zeros_like(x) + final
-    for (_, transposed, _), z in zip(reversed(read["hidden"]), reversed(pre), strict=True):
-        x_bar = on.product(x_bar * silu_slope(z), transposed)
-    return jnp.sum(x * final, axis=-1), x_bar
+def read_in(on: Any, read: Weights, s: Array) -> Shares:
+    """The readout's first product."""
+    return on.inward([s], read["hidden"][0][0]) if read["hidden"] else Shares(s)
+
+
+def read_on(on: Any, read: Weights, first: Shares) -> tuple[PerAtom, Array]:
+    """What follows it: energies, without the last bias, and their slopes by s."""
+    final, x = on.row(read["final"]), on.whole(first)
+    if not read["hidden"]:
+        return PerAtom(jnp.sum(x * final, axis=-1)), jnp.zeros_like(x) + final
+    pre = [x + on.row(read["hidden"][0][2])]
+    for kernel, _, bias in read["hidden"][1:]:
+        pre.append(on.product(silu(pre[-1]), kernel) + on.row(bias))
+    energy = jnp.sum(silu(pre[-1]) * final, axis=-1)
+    x_bar = final * silu_slope(pre[-1])
+    for (_, transposed, _), z in zip(reversed(read["hidden"][1:]), reversed(pre[:-1]), strict=True):
+        x_bar = on.product(x_bar, transposed) * silu_slope(z)
+    (s_bar,) = on.outward(x_bar, read["hidden"][0][1], 1)
+    return PerAtom(energy), s_bar
 
 
 def sigmoid(x: Array) -> Array:
@@ -156,9 +153,9 @@ def total(terms: Sequence[Array]) -> Array:
     return functools.reduce(operator.add, terms)
 
 
-def rows_of(on: Any, v: Any) -> Rows:
-    """A vector's three rows, of one array or of three."""
-    return [on.own(x) for x in v] if isinstance(v, list) else [on.own(v, axis) for axis in AXES]
+def plus(x: Rows, y: Rows) -> Rows:
+    """x_k + y_k."""
+    return [a + b for a, b in zip(x, y, strict=True)]
 
 
 # --- what equations run on ---
@@ -174,7 +171,17 @@ class Atoms:
         """The part-th F channels."""
         return x[:, part * self.f : (part + 1) * self.f]
 
-    bias = own
+    bias = full = own
+
+    def rows(self, x: Any) -> Rows:
+        """The rows of a list, or of an array that joins three."""
+        return [self.own(row) for row in x] if isinstance(x, list) else [self.own(x, axis) for axis in AXES]
+
+    full_rows = rows
+
+    def whole(self, shares: Shares) -> Array:
+        """The sum of all shares."""
+        return shares.x
 
     def row(self, x: Float[Array, "1 C"]) -> Array:
         """A row that all atoms share."""
@@ -184,17 +191,17 @@ class Atoms:
         """One number."""
         return matrix[row, column]
 
-    def each(self, xs: Rows, kernel: Array) -> Rows:
-        """x K of each x."""
-        return list(self.product(jnp.stack(xs), kernel))
+    def inward(self, xs: Rows, kernel: Array) -> Shares:
+        """[x_0, x_1, ...] K."""
+        return Shares(self.product(jnp.concatenate(xs, axis=1), kernel[: len(xs) * self.f]))
 
-    def spread(self, x: Array, kernel: Array, parts: int) -> Rows:
+    def outward(self, x: Array, kernel: Array, parts: int) -> Rows:
         """x K, by F columns."""
         return jnp.split(self.product(x, kernel[:, : parts * self.f]), parts, axis=1)
 
-    def total(self, xs: Rows, kernel: Array) -> Array:
-        """[x_0, x_1, ...] K."""
-        return self.product(jnp.concatenate(xs, axis=1), kernel[: len(xs) * self.f])
+    def outward_each(self, xs: Rows, kernel: Array) -> Rows:
+        """x K of each x."""
+        return list(self.product(jnp.stack(xs), kernel))
 
     def product(self, x: Array, kernel: Array) -> Array:
         """x K."""
@@ -202,50 +209,65 @@ class Atoms:
 
 
 class _Tile(NamedTuple):
-    """The part-th F rows or columns of a matrix; all of them without a part."""
+    """A program's rows of the part-th F rows of a matrix, or its columns likewise; all without a part."""
 
     kernel: Any
     row: int | None
     column: int | None
 
-    def slices(self, f: int) -> tuple[slice, ...]:
-        return tuple(slice(None) if k is None else slice(k * f, (k + 1) * f) for k in (self.row, self.column))
-
 
 class _ByTiles:
-    """One atom: rows are [F], matrices come in tiles."""
+    """One atom: rows are a program's channels, [F/P], and matrices come in tiles."""
 
-    def __init__(self, f: int) -> None:
-        self.f = f
+    def __init__(self, f: int, parts: int) -> None:
+        self.f, self.size = f, f // parts
+
+    def own(self, ref: Any, part: int = 0) -> Array:
+        raise NotImplementedError
+
+    def full(self, ref: Any, part: int = 0) -> Array:
+        raise NotImplementedError
 
     def tile(self, tile: _Tile) -> Array:
         raise NotImplementedError
 
-    def each(self, xs: Rows, kernel: Any) -> Rows:
-        tile = self.tile(_Tile(kernel, None, None))
-        return [_times(x, tile) for x in xs]
+    def rows(self, ref: Any) -> Rows:
+        return [self.own(x) for x in ref] if isinstance(ref, list) else [self.own(ref, axis) for axis in AXES]
 
-    def spread(self, x: Array, kernel: Any, parts: int) -> Rows:
+    def full_rows(self, ref: Any) -> Rows:
+        return [self.full(x) for x in ref] if isinstance(ref, list) else [self.full(ref, axis) for axis in AXES]
+
+    def inward(self, xs: Rows, kernel: Any) -> Shares:
+        return Shares(total([_times(x, self.tile(_Tile(kernel, k, None))) for k, x in enumerate(xs)]))
+
+    def outward(self, x: Array, kernel: Any, parts: int) -> Rows:
         return [_times(x, self.tile(_Tile(kernel, None, k))) for k in range(parts)]
 
-    def total(self, xs: Rows, kernel: Any) -> Array:
-        return total([_times(x, self.tile(_Tile(kernel, k, None))) for k, x in enumerate(xs)])
+    def outward_each(self, xs: Rows, kernel: Any) -> Rows:
+        tile = self.tile(_Tile(kernel, None, 0))
+        return [_times(x, tile) for x in xs]
 
     def product(self, x: Array, kernel: Any) -> Array:
         return _times(x, self.tile(_Tile(kernel, None, None)))
 
 
 class _Listing(_ByTiles):
-    """Notes which tiles equations ask for, in order; what they compute is of no use."""
+    """Notes which tiles equations ask for, in order; what they compute has the right shape and no other use."""
 
-    def __init__(self, f: int) -> None:
-        super().__init__(f)
+    def __init__(self, f: int, parts: int) -> None:
+        super().__init__(f, parts)
         self.tiles: list[_Tile] = []
 
     def own(self, ref: Any, part: int = 0) -> Array:
-        return jnp.zeros(self.f, jnp.float32)
+        return jnp.zeros(self.size, jnp.float32)
 
     bias = own
+
+    def full(self, ref: Any, part: int = 0) -> Array:
+        return jnp.zeros(self.f, jnp.float32)
+
+    def whole(self, shares: Shares) -> Array:
+        return jnp.zeros(shares.x.shape[-1], jnp.float32)
 
     def row(self, ref: Any) -> Array:
         return jnp.zeros(ref.shape[1], jnp.float32)
@@ -255,24 +277,34 @@ class _Listing(_ByTiles):
 
     def tile(self, tile: _Tile) -> Array:
         self.tiles.append(tile)
-        rows, columns = (len(range(*s.indices(n))) for s, n in zip(tile.slices(self.f), tile.kernel.shape, strict=True))
-        return jnp.zeros((rows, columns), jnp.float32)
+        rows, columns = tile.kernel.shape
+        return jnp.zeros(
+            (rows if tile.row is None else self.size, columns if tile.column is None else self.size), jnp.float32
+        )
 
 
-class _Atom(_ByTiles):
-    """One atom in a program, which has the next AHEAD tiles of `equations` under way."""
+class _Program(_ByTiles):
+    """One atom, and this program's channels of it; the next AHEAD tiles of those listed are under way."""
 
-    def __init__(self, f: int, equations: Callable[..., Any], *shapes: Any) -> None:
-        super().__init__(f)
-        self.i = pl.program_id(0)
-        listing = _Listing(f)
-        jax.eval_shape(partial(equations, listing), *shapes)
-        self._left = iter(listing.tiles)
+    def __init__(self, f: int, parts: int, tiles: Sequence[_Tile]) -> None:
+        super().__init__(f, parts)
+        self.i, self.part = pl.program_id(0), pl.program_id(1)
+        self._left = iter(tiles)
         self._coming = [self._ask() for _ in range(AHEAD)]
+
+    @property
+    def channels(self) -> Int[Array, "F/P"]:
+        return self.part * self.size + jnp.arange(self.size, dtype=jnp.int32)
+
+    def _span(self, part: int = 0) -> Any:
+        return pl.ds(self.part * self.size + part * self.f, self.size)
 
     def _ask(self) -> tuple[_Tile, Array] | None:
         tile = next(self._left, None)
-        return None if tile is None else (tile, tile.kernel[tile.slices(self.f)])
+        if tile is None:
+            return None
+        rows, columns = (slice(None) if k is None else self._span(k) for k in (tile.row, tile.column))
+        return tile, tile.kernel[rows, columns]
 
     def tile(self, tile: _Tile) -> Array:
         self._coming.append(self._ask())
@@ -283,10 +315,16 @@ class _Atom(_ByTiles):
         return came[1]
 
     def own(self, ref: Any, part: int = 0) -> Array:
+        return ref[self.i, self._span(part)]
+
+    def full(self, ref: Any, part: int = 0) -> Array:
         return ref[self.i, part * self.f : (part + 1) * self.f]
 
     def bias(self, ref: Any, part: int = 0) -> Array:
-        return ref[0, part * self.f : (part + 1) * self.f]
+        return ref[0, self._span(part)]
+
+    def whole(self, shares: Shares) -> Array:
+        return jnp.sum(shares.x[self.i, :, :], axis=0)
 
     def row(self, ref: Any) -> Array:
         return ref[0, :]
@@ -294,13 +332,18 @@ class _Atom(_ByTiles):
     def entry(self, ref: Any, row: int, column: int) -> Array:
         return ref[row, column]
 
-    def store(self, ref: Any, rows: Rows) -> None:
-        """Write rows into one array, or each into its own."""
-        for k, row in enumerate(rows):
-            if isinstance(ref, list):
-                ref[k][self.i, :] = row
-            else:
-                ref[self.i, k * self.f : (k + 1) * self.f] = row
+    def store(self, ref: Any, value: Any) -> None:
+        """Write what a phase made where `_out_shapes` has it."""
+        if isinstance(value, Shares):
+            ref.x[self.i, self.part, :] = value.x
+        elif isinstance(value, PerAtom):
+            ref.x[self.i] = value.x  # the same from all programs
+        else:
+            for k, row in enumerate(value):
+                if isinstance(ref, list):
+                    ref[k][self.i, self._span()] = row
+                else:
+                    ref[self.i, self._span(k)] = row
 
 
 def _times(x: Float[Array, "K"], tile: Float[Array, "K C"]) -> Float[Array, "C"]:
@@ -310,107 +353,104 @@ def _times(x: Float[Array, "K"], tile: Float[Array, "K C"]) -> Float[Array, "C"]
 # --- arrays of many atoms ---
 
 
-def _heard(step: Step, table: Array, sources: Sources, s: Array, v: Any) -> tuple[Atoms, Array, Rows]:
-    on = Atoms(s.shape[1])
-    ds, dv = message(sources, table, step.geometry, step.launch)
-    return on, s + ds, _plus(rows_of(on, dv), None if v is None else rows_of(on, v))
+def _run_arrays(step: Step, phases: Sequence[Phase], weights: Weights, state: Made, heard: Heard) -> tuple[Made, Any]:
+    on, joined, pair_bars = Atoms(step.config.hidden_dim), step.model.JOINED, None
+    if heard.above is None:
+        ds, dv = message(heard.sources, heard.table, step.geometry, step.launch)
+        sums = [ds, *on.rows(dv)]
+    else:
+        bars, pair_bars = message_transpose(heard.sources, heard.above, heard.table, step.geometry, step.launch)
+        sums = [x for x in bars[:2] if x is not None] + ([] if bars.y is None else on.rows(bars.y))
+    for k, phase in enumerate(phases):
+        made = phase(on, step.config, weights, state, *([] if k else [sums]))
+        state = state | {name: jnp.concatenate(x, axis=1) if name in joined else x for name, x in made.items()}
+    return state, pair_bars
 
 
-def _plus(x: Rows, y: Rows | None) -> Rows:
-    return x if y is None else [a + b for a, b in zip(x, y, strict=True)]
+# --- programs for few atoms ---
 
 
-# --- one program for each of few atoms ---
+class _Noting(dict[str, Any]):
+    """A state that notes which names are read."""
+
+    def __init__(self, state: Mapping[str, Any]) -> None:
+        super().__init__(state)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def __iter__(self) -> Iterator[str]:
+        raise TypeError("phases name what they read")
 
 
-def _run(kernel: Any, step: Step, n: int, f: int, name: str, out: Any, *inputs: Any) -> Any:
-    """Run kernel(step, sizes, geometry, *inputs, *outputs) for each atom; inputs and outputs are trees of refs."""
-    sizes = Sizes(step.geometry, n, f, Launch(f, SLOTS, True, step.launch.route))
-    return pl.pallas_call(
-        partial(kernel, step._replace(geometry=None), sizes),  # type: ignore[arg-type]
-        out_shape=out,
-        grid=(n,),
+def _launch(step: Step, phase: Phase, weights: Weights, state: Made, heard: Heard | None) -> tuple[Made, Any]:
+    """One phase as a kernel: what it makes, and the pair gradients of a message transposed."""
+    f, parts = step.config.hidden_dim, step.launch.parts
+    n, pairs = jax.tree.leaves(state)[0].shape[0], step.geometry.senders.shape[0]
+    noting = _Noting(state)
+    sums = _sums_shape(heard, f // parts)
+    made = jax.eval_shape(lambda *sums: phase(_Listing(f, parts), step.config, weights, noting, *sums), *sums)
+    out = {name: _out_shape(value, n, f, parts, name in step.model.JOINED) for name, value in made.items()}
+    bars = _shape(parts, 4, pairs) if heard is not None and heard.above is not None else None
+    results, bars = pl.pallas_call(
+        partial(_kernel, step._replace(geometry=None), phase, Sizes(step.geometry, n, f, _pairwise(step))),  # type: ignore[arg-type]
+        out_shape=(out, bars),
+        grid=(n, parts),
         interpret=step.launch.interpret,
         compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=1),
-        name=name,
-    )(step.geometry, *inputs)
+        name=f"{step.config.architecture}_{phase.__name__}",
+    )(None if heard is None else step.geometry, heard, {name: state[name] for name in noting.read}, weights)
+    return results, None if bars is None else jnp.sum(bars, axis=0)
 
 
-def _between_kernel(
+def _kernel(
     step: Step,
+    phase: Phase,
     sizes: Sizes,
-    geometry: Geometry,
-    table: Any,
-    sources: Sources,
-    s: Any,
-    v: Any,
+    geometry: Geometry | None,
+    heard: Heard | None,
+    state: Made,
     weights: Weights,
-    out: dict[str, Any],
+    out: Made,
+    pair_bars: Any = None,
 ) -> None:
-    def equations(on: Any, s: Array, v: Rows) -> Named:
-        return step.model.between(on, step.config, weights, s, v)
+    f, parts = step.config.hidden_dim, step.launch.parts
 
-    row = _shape(sizes.f)
-    on = _Atom(sizes.f, equations, row, [row] * 3)
-    for name, rows in equations(on, *_hears(on, sizes, geometry, table, sources, s, v)).items():
-        on.store(out[name], rows)
+    def equations(on: Any, *sums: Rows) -> Made:
+        return phase(on, step.config, weights, state, *sums)
 
-
-def _last_kernel(
-    step: Step,
-    sizes: Sizes,
-    geometry: Geometry,
-    table: Any,
-    sources: Sources,
-    s: Any,
-    v: Any,
-    weights: Weights,
-    read: Weights,
-    *out: Any,
-) -> None:
-    def equations(on: Any, s: Array, v: Rows) -> tuple[Array, Array, Rows]:
-        return step.model.last(on, step.config, weights, partial(readout, on, read), s, v)
-
-    row = _shape(sizes.f)
-    on = _Atom(sizes.f, equations, row, [row] * 3)
-    energy, s_bar, v_bar = equations(on, *_hears(on, sizes, geometry, table, sources, s, v))
-    out[0][on.i] = energy
-    on.store(out[1], [s_bar])
-    on.store(out[2], v_bar)
+    listing = _Listing(f, parts)
+    jax.eval_shape(lambda *sums: equations(listing, *sums), *_sums_shape(heard, f // parts))
+    on, sums = _Program(f, parts, listing.tiles), []
+    if heard is not None and geometry is not None:
+        args = (geometry, heard.table, heard.sources)
+        if heard.above is None:
+            sums = [message_sums(*args, sizes, on.i, on.channels)]
+        else:
+            sums = [transpose_sums(*args, *heard.above, pair_bars, sizes, on.i, on.part, on.channels)]
+    for name, value in equations(on, *sums).items():
+        on.store(out[name], value)
 
 
-def _between_bwd_kernel(
-    step: Step,
-    sizes: Sizes,
-    geometry: Geometry,
-    table: Any,
-    sources: Sources,
-    kept: Any,
-    above: tuple[Any, Any],
-    weights: Weights,
-    *out: Any,
-) -> None:
-    def equations(on: Any, bars: Rows) -> tuple[Array, Rows]:
-        return step.model.between_bwd(on, step.config, weights, kept, bars, *above)
-
-    count = 1 + (sources.b is not None) + 3 * (sources.y is not None)
-    on = _Atom(sizes.f, equations, [_shape(sizes.f)] * count)
-    channels = _all_channels(sizes)
-    bars = transpose_sums(geometry, table, sources, *above, out[2], sizes, on.i, 0, channels)
-    s_bar, v_bar = equations(on, bars)
-    on.store(out[0], [s_bar])
-    on.store(out[1], v_bar)
+def _sums_shape(heard: Heard | None, size: int) -> list[list[jax.ShapeDtypeStruct]]:
+    if heard is None:
+        return []
+    has_b, has_y = heard.sources.b is not None, heard.sources.y is not None
+    return [[_shape(size)] * (4 if heard.above is None else 1 + has_b + 3 * has_y)]
 
 
-def _hears(
-    on: _Atom, sizes: Sizes, geometry: Geometry, table: Any, sources: Sources, s: Any, v: Any
-) -> tuple[Array, Rows]:
-    ds, *dv = message_sums(geometry, table, sources, sizes, on.i, _all_channels(sizes))
-    return on.own(s) + ds, _plus(dv, None if v is None else rows_of(on, v))
+def _out_shape(value: Any, n: int, f: int, parts: int, joined: bool) -> Any:
+    if isinstance(value, Shares):
+        return Shares(_shape(n, parts, *value.x.shape))
+    if isinstance(value, PerAtom):
+        return PerAtom(_shape(n))
+    return _shape(n, len(value) * f) if joined else [_shape(n, f)] * len(value)
 
 
-def _all_channels(sizes: Sizes) -> Int[Array, "F"]:
-    return jnp.arange(sizes.f, dtype=jnp.int32)
+def _pairwise(step: Step) -> Launch:
+    return step.launch._replace(block=step.config.hidden_dim // step.launch.parts, slots=SLOTS)
 
 
 def _shape(*shape: int) -> jax.ShapeDtypeStruct:

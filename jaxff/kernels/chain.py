@@ -55,22 +55,28 @@ def forward(
     (d, u), distance_residuals = distance_fwd(vectors, _epsilon(config))
     geometry = _geometry(d, u, pairs, tree["interaction_0"]["table"].shape[0], config.cutoff)
     step, last = _step(tree, config, geometry, launch), config.num_interactions - 1
-    s, v, sources = tree["embedding"]["table"][numbers], None, step.model.first_sources(tree, numbers)
-    saved = []
+    model, state, saved = step.model, {"s": [tree["embedding"]["table"][numbers]]}, []
+    sources = model.first_sources(tree, numbers)
     for i in range(last):
-        made = atoms.between(step, step.model.weights(tree, i, False), _table(tree, i), sources, s, v)
-        (s,), v, sources = made["s"], made["v"], step.model.sources(made)
-        saved.append((sources, {name: made[name] for name in step.model.KEPT}))
-    weights = step.model.weights(tree, last, True)
-    energies, *bars = atoms.last(step, weights, tree["read"], _table(tree, last), sources, s, v)
-    energies = energies + tree["read"]["offset"][0]
+        heard = atoms.Heard(sources, _table(tree, i))
+        made, _ = atoms.run(step, model.BETWEEN, model.weights(tree, i, False), state, heard)
+        sources, state = model.sources(made), {"s": made["s"], "v": made["v"]}
+        saved.append((sources, {name: made[name] for name in model.KEPT}))
+    heard = atoms.Heard(sources, _table(tree, last))
+    made, _ = atoms.run(step, model.LAST, model.weights(tree, last, True), state, heard)
+    energies, (s_bar,) = made["energy"].x + tree["read"]["offset"][0], made["s_bar"]
     if "reference" in tree:
         energies = energies + tree["reference"]["energies"][numbers]
     repulsion = None
     if _has_repulsion(config):
         more, repulsion = pair_repulsion(d, numbers, pairs)
         energies = energies + more
-    return jnp.where(numbers > 0, energies, 0), (distance_residuals, geometry[1:], (saved, bars), repulsion)
+    return jnp.where(numbers > 0, energies, 0), (
+        distance_residuals,
+        geometry[1:],
+        (saved, s_bar, made["v_bar"]),
+        repulsion,
+    )
 
 
 def backward(
@@ -83,18 +89,19 @@ def backward(
     launch: Launch,
 ) -> Float[Array, "E 3"]:
     """Antisymmetrised gradients of Σ ē_i E_i by the pair vectors."""
-    distance_residuals, places, (saved, above), repulsion = residuals
+    distance_residuals, places, (saved, *above), repulsion = residuals
     geometry = Geometry(jnp.asarray(pairs.senders, jnp.int32), *places)
     e_bar = jnp.where(numbers > 0, e_bar, 0)
-    step = _step(tree, config, geometry, launch)
-    above, pair_bars = tuple(e_bar[:, None] * x for x in above), []
+    step, pair_bars = _step(tree, config, geometry, launch), []
+    s_bar, v_bar = (e_bar[:, None] * x for x in above)
     for i in reversed(range(1, config.num_interactions)):
-        weights = step.model.weights(tree, i - 1, False)
         sources, kept = saved[i - 1]
-        above, pair_bar = atoms.between_bwd(step, weights, _table(tree, i), sources, kept, above)
+        heard = atoms.Heard(sources, _table(tree, i), (s_bar, v_bar))
+        made, pair_bar = atoms.run(step, step.model.BETWEEN_BWD, step.model.weights(tree, i - 1, False), kept, heard)
+        (s_bar,), v_bar = made["s_bar"], made["v_bar"]
         pair_bars.append(pair_bar)
     sources = step.model.first_sources(tree, numbers)
-    pair_bars.append(message_transpose(sources, above, _table(tree, 0), geometry, launch)[1])
+    pair_bars.append(message_transpose(sources, (s_bar, v_bar), _table(tree, 0), geometry, launch)[1])
     pair_bar = jnp.where(pairs.mask, atoms.total(pair_bars), 0)
     d_bar = pair_bar[0] * (tree["interaction_0"]["table"].shape[0] / config.cutoff)
     if repulsion is not None:
@@ -104,8 +111,8 @@ def backward(
 
 
 def _step(tree: Params, config: Config, geometry: Geometry, launch: Launch) -> atoms.Step:
-    fits = launch.atomwise and atoms.fits(tree, config.hidden_dim)
-    return atoms.Step(_MODELS[config.architecture], config, geometry, launch._replace(atomwise=fits))
+    parts = launch.parts if atoms.fits(tree, config.hidden_dim) else 0
+    return atoms.Step(_MODELS[config.architecture], config, geometry, launch._replace(parts=parts))
 
 
 def _table(tree: Params, i: int) -> Array:

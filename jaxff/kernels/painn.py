@@ -1,25 +1,41 @@
-"""PaiNN's atoms between two messages: update, next gate, and their gradients (jaxff.ops.update has the equations).
+"""PaiNN's phases between two messages: update, next gate, and their gradients (jaxff.ops.update has the equations).
+
+    n = |Vv|,  (a_ss, a_sv, a_vv) = silu([s, n] A + a) B + b,  s' = s + a_ss + a_sv <Uv, Vv>,  v' = v + a_vv Uv;
+    (xs, xu, xv) = silu(s' C + c) D + d,  sent: xs, xu and y = xv v'.
+
+Backward, with s̄' and v̄' of s' and v' (no v̄' in the last interaction), h = s̄' a_sv and the cotangents ā, b̄, ȳ of what
+was sent, which s̄' and v̄' contain:
+
+    s̄' gains silu'(.) ([ā, b̄, <ȳ, v'>] Dᵀ) Cᵀ,  v̄' gains xv ȳ;
+    [s̄₊, n̄] = silu'(.) ([s̄', s̄' <Uv, Vv>, <v̄', Uv>] Bᵀ) Aᵀ,  s̄ = s̄' + s̄₊,
+    (Uv)‾ = v̄' a_vv + h Vv,  (Vv)‾ = h Uv + n̄ Vv/(n + ε),  v̄ = v̄' + (Uv)‾ Uᵀ + (Vv)‾ Vᵀ.
 
 The first gate acts on embeddings alone, so `prepare` tabulates it by element.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxff.config import PainnConfig
-from jaxff.kernels.atoms import Named, Rows, Weights, inner, rows_of, silu, silu_slope
+from jaxff.kernels.atoms import Made, Rows, inner, plus, read_in, read_on, silu, silu_slope
 from jaxff.kernels.message import Sources
 from jaxff.models.parameters import Params, dense_layers
 from jaxff.ops.mlp import mlp_fwd
 
-KEPT = {"v": 3, "uv": 3, "vv": 3, "z": 1, "a": 2, "z_gate": 1, "xv": 1}
-MADE = {"s": 1, "xs": 1, "xu": 1, "y": 3} | KEPT  # rows of each name that `between` makes
-JOINED = ("y",)
+KEPT = ("v", "uv", "vv", "z", "a", "z_gate", "xv")  # what the backward of `BETWEEN` reads
+JOINED = ("y", "v_bar")
+
+
+class Between(NamedTuple):
+    """Weights between two messages; the last ones are followed by the readout."""
+
+    update: Params
+    gate: Params | None
+    read: Params | None
 
 
 def prepare(tree: Params, config: PainnConfig) -> Params:
@@ -46,96 +62,117 @@ def prepare(tree: Params, config: PainnConfig) -> Params:
 
 def first_sources(tree: Params, numbers: Array) -> Sources:
     """What atoms send before they heard of each other."""
-    sent = tree["interaction_0"]["sent"][numbers]
-    a, b = jnp.split(sent, 2, axis=1)
+    a, b = jnp.split(tree["interaction_0"]["sent"][numbers], 2, axis=1)
     return Sources(a, b, None)
 
 
-def sources(made: dict[str, Any]) -> Sources:
-    """What atoms send of what `between` made."""
-    (xs,), (xu,) = made["xs"], made["xu"]
-    return Sources(xs, xu, made["y"])
+def sources(state: Made) -> Sources:
+    """What atoms send of what `BETWEEN` made."""
+    (xs,), (xu,) = state["xs"], state["xu"]
+    return Sources(xs, xu, state["y"])
 
 
-def weights(tree: Params, i: int, last: bool) -> Weights:
-    """Update i and, unless it is the last, the next gate."""
+def weights(tree: Params, i: int, last: bool) -> Between:
+    """Update i, and the next gate or the readout."""
     update = tree[f"interaction_{i}"]["update"]
-    return update if last else (update, tree[f"interaction_{i + 1}"]["gate"])
+    return Between(update, None, tree["read"]) if last else Between(update, tree[f"interaction_{i + 1}"]["gate"], None)
 
 
-def between(on: Any, config: PainnConfig, w: Weights, s: Array, v: Rows) -> Named:
-    """Update and next gate of s and v that heard the message."""
-    update, gate = w
-    s, v, saved = _update(on, update, config.vector_norm_epsilon, s, v, False)
-    return {"s": [s], "v": v} | saved | _gate(on, gate, s, v)
+def message_heard(on: Any, config: PainnConfig, w: Between, state: Made, sums: Rows) -> Made:
+    """s and v with the message."""
+    ds, *dv = sums
+    return {"s": plus([ds], on.rows(state["s"])), "v": dv if "v" not in state else plus(dv, on.rows(state["v"]))}
 
 
-def between_bwd(
-    on: Any, config: PainnConfig, w: Weights, kept: Any, bars: Rows, s_bar: Any, v_bar: Any
-) -> tuple[Array, Rows]:
-    """s̄ and v̄ after message i of those after message i + 1 and of the cotangents of what it was sent."""
-    update, gate = w
-    saved = {name: [on.own(row) for row in kept[name]] for name in KEPT}
-    s_more, v_more = _gate_bwd(on, gate, saved, saved["v"], bars)
-    above = on.own(s_bar) + s_more, [x + more for x, more in zip(rows_of(on, v_bar), v_more, strict=True)]
-    return _update_bwd(on, update, config.vector_norm_epsilon, saved, *above)
+def update_hidden(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
+    """Uv, Vv, and z before the update's SiLU."""
+    v, epsilon = on.full_rows(state["v"]), config.vector_norm_epsilon
+    uv, vv = on.outward_each(v, w.update["U"]), on.outward_each(v, w.update["V"])
+    n = jnp.sqrt(inner(vv, vv) + epsilon**2) - epsilon
+    return {"uv": uv, "vv": vv, "z": on.inward([*on.rows(state["s"]), n], w.update["A"])}
 
 
-def last(
-    on: Any, config: PainnConfig, w: Weights, read: Callable[[Array], tuple[Array, Array]], s: Array, v: Rows
-) -> tuple[Array, Array, Rows]:
-    """Energies and their gradients by s and v after the last message."""
-    s, _, saved = _update(on, w, config.vector_norm_epsilon, s, v, True)
-    energies, slopes = read(s)
-    return energies, *_update_bwd(on, w, config.vector_norm_epsilon, saved, slopes, None)
+def _gates(on: Any, w: Between, state: Made, parts: int) -> tuple[Array, Rows]:
+    """s', and a_sv with, if three parts are wanted, a_vv."""
+    z = on.whole(state["z"]) + on.row(w.update["a"])
+    a = [gate + on.bias(w.update["b"], k) for k, gate in enumerate(on.outward(silu(z), w.update["B"], parts))]
+    (s,), uv, vv = on.rows(state["s"]), on.rows(state["uv"]), on.rows(state["vv"])
+    return s + a[0] + a[1] * inner(uv, vv), a[1:]
+
+
+def update(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
+    """s', v', and z before the gate's SiLU."""
+    s, a = _gates(on, w, state, 3)
+    v = [x + a[1] * y for x, y in zip(on.rows(state["v"]), on.rows(state["uv"]), strict=True)]
+    return {"s": [s], "v": v, "a": a, "z_gate": on.inward([s], w.gate["C"])}  # type: ignore[index]
+
+
+def gate(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
+    """What is sent: xs, xu, y = xv v'."""
+    z = on.whole(state["z_gate"]) + on.row(w.gate["c"])  # type: ignore[index]
+    xs, xu, xv = (
+        x + on.bias(w.gate["d"], k)  # type: ignore[index]
+        for k, x in enumerate(on.outward(silu(z), w.gate["D"], 3))  # type: ignore[index]
+    )
+    return {"xs": [xs], "xu": [xu], "xv": [xv], "y": [xv * x for x in on.rows(state["v"])]}
+
+
+def update_last(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
+    """The last s', and the readout's first product."""
+    s, a = _gates(on, w, state, 2)
+    return {"a": a, "first": read_in(on, w.read, s)}
+
+
+def readout(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
+    """Energies, s̄', and z̄ before the slope of the update's SiLU."""
+    energy, s_bar = read_on(on, w.read, state["first"])
+    along = inner(on.rows(state["uv"]), on.rows(state["vv"]))
+    return {"energy": energy, "s_bar": [s_bar], "z_bar": on.inward([s_bar, s_bar * along], w.update["Bt"])}
+
+
+def gate_bwd(on: Any, config: PainnConfig, w: Between, state: Made, sums: Rows) -> Made:
+    """v̄', and z̄ before the slope of the gate's SiLU."""
+    a_bar, b_bar, *y_bar = sums
+    (xv,), v = on.rows(state["xv"]), on.rows(state["v"])
+    z_bar = on.inward([a_bar, b_bar, inner(y_bar, v)], w.gate["Dt"])  # type: ignore[index]
+    return {"v_bar": [x + xv * y for x, y in zip(on.rows(state["v_bar"]), y_bar, strict=True)], "z_gate_bar": z_bar}
+
+
+def update_hidden_bwd(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
+    """s̄', and z̄ before the slope of the update's SiLU."""
+    z = on.whole(state["z_gate"]) + on.row(w.gate["c"])  # type: ignore[index]
+    (more,) = on.outward(on.whole(state["z_gate_bar"]) * silu_slope(z), w.gate["Ct"], 1)  # type: ignore[index]
+    (s_bar,) = plus(on.rows(state["s_bar"]), [more])
+    uv, vv, v_bar = (on.rows(state[name]) for name in ("uv", "vv", "v_bar"))
+    above = [s_bar, s_bar * inner(uv, vv), inner(v_bar, uv)]
+    return {"s_bar": [s_bar], "z_bar": on.inward(above, w.update["Bt"])}
+
+
+def update_bwd(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
+    """s̄, (Uv)‾ and (Vv)‾."""
+    z = on.whole(state["z"]) + on.row(w.update["a"])
+    s_more, n_bar = on.outward(on.whole(state["z_bar"]) * silu_slope(z), w.update["At"], 2)
+    (s_bar,), uv, vv = on.rows(state["s_bar"]), on.rows(state["uv"]), on.rows(state["vv"])
+    a = on.rows(state["a"])
+    h, norm = s_bar * a[0], jnp.sqrt(inner(vv, vv) + config.vector_norm_epsilon**2)
+    factor = jnp.where(norm > 0, n_bar / jnp.where(norm > 0, norm, 1.0), 0.0)
+    uv_bar, vv_bar = [h * x for x in vv], [h * x + factor * y for x, y in zip(uv, vv, strict=True)]
+    if len(a) == 2:
+        uv_bar = [x + a[1] * y for x, y in zip(uv_bar, on.rows(state["v_bar"]), strict=True)]
+    return {"s_bar": [s_bar + s_more], "uv_bar": uv_bar, "vv_bar": vv_bar}
+
+
+def vectors_bwd(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
+    """v̄."""
+    uv_bar, vv_bar = on.full_rows(state["uv_bar"]), on.full_rows(state["vv_bar"])
+    v_bar = plus(on.outward_each(uv_bar, w.update["Ut"]), on.outward_each(vv_bar, w.update["Vt"]))
+    return {"v_bar": v_bar if "v_bar" not in state else plus(v_bar, on.rows(state["v_bar"]))}
+
+
+BETWEEN = (message_heard, update_hidden, update, gate)
+LAST = (message_heard, update_hidden, update_last, readout, update_bwd, vectors_bwd)
+BETWEEN_BWD = (gate_bwd, update_hidden_bwd, update_bwd, vectors_bwd)
 
 
 def _transposed(weights: Params) -> Params:
     return weights | {name + "t": kernel.T for name, kernel in weights.items()}
-
-
-def _update(on: Any, w: Params, epsilon: float, s: Array, v: Rows, last: bool) -> tuple[Array, Rows, Named]:
-    """n = |Vv|,  (a_ss, a_sv, a_vv) = silu([s, n] A + a) B + b,  s' = s + a_ss + a_sv <Uv, Vv>,  v' = v + a_vv Uv."""
-    uv, vv = on.each(v, w["U"]), on.each(v, w["V"])
-    n = jnp.sqrt(inner(vv, vv) + epsilon**2) - epsilon
-    z = on.total([s, n], w["A"]) + on.bias(w["a"])
-    a = [gate + on.bias(w["b"], k) for k, gate in enumerate(on.spread(silu(z), w["B"], 2 if last else 3))]
-    s = s + a[0] + a[1] * inner(uv, vv)
-    saved = {"uv": uv, "vv": vv, "z": [z], "a": a[1:]}
-    return s, v if last else [x + a[2] * y for x, y in zip(v, uv, strict=True)], saved
-
-
-def _update_bwd(
-    on: Any, w: Params, epsilon: float, saved: Named, s_bar: Array, v_bar: Rows | None
-) -> tuple[Array, Rows]:
-    """h = s̄' a_sv,  (Uv)‾ = v̄' a_vv + h Vv,  (Vv)‾ = h Uv + n̄ Vv/(n + ε),  v̄ = v̄' + (Uv)‾ Uᵀ + (Vv)‾ Vᵀ;
-
-    [s̄₊, n̄] = silu'(z) ([s̄', s̄' <Uv, Vv>, <v̄', Uv>] Bᵀ) Aᵀ,  s̄ = s̄' + s̄₊.  v̄' is None in the last interaction.
-    """
-    uv, vv, (z,), a = saved["uv"], saved["vv"], saved["z"], saved["a"]
-    above = [s_bar, s_bar * inner(uv, vv), *([] if v_bar is None else [inner(v_bar, uv)])]
-    z_bar = on.total(above, w["Bt"]) * silu_slope(z)
-    s_more, n_bar = on.spread(z_bar, w["At"], 2)
-    h, norm = s_bar * a[0], jnp.sqrt(inner(vv, vv) + epsilon**2)
-    factor = jnp.where(norm > 0, n_bar / jnp.where(norm > 0, norm, 1.0), 0.0)
-    uv_bar, vv_bar = [h * x for x in vv], [h * x + factor * y for x, y in zip(uv, vv, strict=True)]
-    if v_bar is not None:
-        uv_bar = [x + a[1] * y for x, y in zip(uv_bar, v_bar, strict=True)]
-    v_in = [x + y for x, y in zip(on.each(uv_bar, w["Ut"]), on.each(vv_bar, w["Vt"]), strict=True)]
-    if v_bar is not None:
-        v_in = [x + y for x, y in zip(v_in, v_bar, strict=True)]
-    return s_bar + s_more, v_in
-
-
-def _gate(on: Any, w: Params, s: Array, v: Rows) -> Named:
-    """(xs, xu, xv) = silu(s C + c) D + d, and y = xv v."""
-    z = on.product(s, w["C"]) + on.bias(w["c"])
-    xs, xu, xv = (x + on.bias(w["d"], k) for k, x in enumerate(on.spread(silu(z), w["D"], 3)))
-    return {"xs": [xs], "xu": [xu], "xv": [xv], "y": [xv * x for x in v], "z_gate": [z]}
-
-
-def _gate_bwd(on: Any, w: Params, saved: Named, v: Rows, bars: Rows) -> tuple[Array, Rows]:
-    """What s̄ and v̄ gain: silu'(z) ([ā, b̄, <ȳ, v>] Dᵀ) Cᵀ and xv ȳ."""
-    a_bar, b_bar, *y_bar = bars
-    z_bar = on.total([a_bar, b_bar, inner(y_bar, v)], w["Dt"]) * silu_slope(saved["z_gate"][0])
-    return on.product(z_bar, w["Ct"]), [saved["xv"][0] * x for x in y_bar]

@@ -1,27 +1,39 @@
-"""The student's atoms between two messages: s and v are sent as they are (jaxff.ops.update has the equations)."""
+"""The student's phases between two messages, which send s and v as they are (jaxff.ops.update has the equations).
+
+    n = |v|,  (o, g1, g2) = silu([s, n] A + a) B + b,  s' = s + o,  v' = v g1 + (M v) g2.
+
+Backward, with s̄' and v̄' of s' and v', cotangents of what was sent included (no v̄' in the last interaction):
+
+    [s̄₊, n̄] = silu'(.) ([s̄', <v̄', v>, <v̄', M v>] Bᵀ) Aᵀ,  s̄ = s̄' + s̄₊,  v̄ = v̄' g1 + Mᵀ (v̄' g2) + n̄ v/n.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxff.config import StudentConfig
-from jaxff.kernels.atoms import AXES, Named, Rows, Weights, inner, rows_of, silu, silu_slope, total
+from jaxff.kernels.atoms import AXES, Made, Rows, inner, plus, read_in, read_on, silu, silu_slope, total
 from jaxff.kernels.message import Sources
 from jaxff.models.parameters import Params
 
-KEPT = {"heard": 3, "z": 1, "g": 2}
-MADE = {"s": 1, "v": 3} | KEPT  # rows of each name that `between` makes
-JOINED = ("v",)
+KEPT = ("heard", "z", "g")  # what the backward of `BETWEEN` reads
+JOINED = ("v", "v_bar")
+
+
+class Between(NamedTuple):
+    """Weights between two messages; the last ones are followed by the readout."""
+
+    update: Params
+    read: Params | None
 
 
 def prepare(tree: Params, config: StudentConfig) -> Params:
     """The tree with the updates' weights by the names of the equations, and their transposes.
 
-    Of the last interaction's o only the first F columns are kept: no energy depends on the others.
+    Of the last interaction's B and b only the first F columns are kept: no energy depends on the others.
     """
     result = dict(tree)
     for i in range(config.num_interactions):
@@ -40,60 +52,76 @@ def first_sources(tree: Params, numbers: Array) -> Sources:
     return Sources(tree["embedding"]["table"][numbers], None, None)
 
 
-def sources(made: dict[str, Any]) -> Sources:
-    """What atoms send of what `between` made."""
-    (s,) = made["s"]
-    return Sources(s, None, made["v"])
+def sources(state: Made) -> Sources:
+    """What atoms send of what `BETWEEN` made."""
+    (s,) = state["s"]
+    return Sources(s, None, state["v"])
 
 
-def weights(tree: Params, i: int, last: bool) -> Weights:
-    """Update i."""
-    return tree[f"interaction_{i}"]["update"]
+def weights(tree: Params, i: int, last: bool) -> Between:
+    """Update i, and after the last one the readout."""
+    return Between(tree[f"interaction_{i}"]["update"], tree["read"] if last else None)
 
 
-def between(on: Any, config: StudentConfig, w: Weights, s: Array, v: Rows) -> Named:
-    """z = [s, n] A + a with n = |v|,  (o, g1, g2) = silu(z) B + b,  s' = s + o,  v' = v g1 + (M v) g2."""
-    z, (o, *g) = _gates(on, w, s, v, 3)
-    mixed = _mix(on, w["M"], v)
-    v_new = [x * g[0] + y * g[1] for x, y in zip(v, mixed, strict=True)]
-    return {"s": [s + o], "v": v_new, "heard": v, "z": [z], "g": g}
+def message_heard(on: Any, config: StudentConfig, w: Between, state: Made, sums: Rows) -> Made:
+    """s and v with the message, and z before the SiLU."""
+    ds, *dv = sums
+    (s,), v = plus([ds], on.rows(state["s"])), dv if "v" not in state else plus(dv, on.rows(state["v"]))
+    return {"s": [s], "heard": v, "z": on.inward([s, jnp.sqrt(inner(v, v))], w.update["A"])}
 
 
-def between_bwd(
-    on: Any, config: StudentConfig, w: Weights, kept: Any, bars: Rows, s_bar: Any, v_bar: Any
-) -> tuple[Array, Rows]:
-    """s̄ and v̄ after message i of those after message i + 1 and of the cotangents of what it was sent."""
-    v, (z,), g = ([on.own(row) for row in kept[name]] for name in KEPT)
-    a_bar, *y_bar = bars
-    s_bar, v_bar = on.own(s_bar) + a_bar, [x + y for x, y in zip(rows_of(on, v_bar), y_bar, strict=True)]
-    above = [s_bar, inner(v_bar, v), inner(v_bar, _mix(on, w["M"], v))]
-    s_more, v_more = _hidden_bwd(on, w, above, z, v)
-    mixed = _mix(on, w["M"], [x * g[1] for x in v_bar], transposed=True)
-    return s_bar + s_more, [a * g[0] + b + c for a, b, c in zip(v_bar, mixed, v_more, strict=True)]
+def _gates(on: Any, w: Between, state: Made, parts: int) -> Rows:
+    z = on.whole(state["z"]) + on.row(w.update["a"])
+    return [x + on.bias(w.update["b"], k) for k, x in enumerate(on.outward(silu(z), w.update["B"], parts))]
 
 
-def last(
-    on: Any, config: StudentConfig, w: Weights, read: Callable[[Array], tuple[Array, Array]], s: Array, v: Rows
-) -> tuple[Array, Array, Rows]:
-    """Energies of s' = s + o, and their gradients by s and v after the last message."""
-    z, (o,) = _gates(on, w, s, v, 1)
-    energies, s_bar = read(s + o)
-    s_more, v_bar = _hidden_bwd(on, w, [s_bar], z, v)
-    return energies, s_bar + s_more, v_bar
+def update(on: Any, config: StudentConfig, w: Between, state: Made) -> Made:
+    """s' and v'."""
+    o, *g = _gates(on, w, state, 3)
+    v = on.rows(state["heard"])
+    v_new = [x * g[0] + y * g[1] for x, y in zip(v, _mix(on, w.update["M"], v), strict=True)]
+    return {"s": plus(on.rows(state["s"]), [o]), "v": v_new, "g": g}
 
 
-def _gates(on: Any, w: Params, s: Array, v: Rows, parts: int) -> tuple[Array, Rows]:
-    z = on.total([s, jnp.sqrt(inner(v, v))], w["A"]) + on.bias(w["a"])
-    return z, [x + on.bias(w["b"], k) for k, x in enumerate(on.spread(silu(z), w["B"], parts))]
+def update_last(on: Any, config: StudentConfig, w: Between, state: Made) -> Made:
+    """The readout's first product with the last s'."""
+    (s,) = plus(on.rows(state["s"]), _gates(on, w, state, 1))
+    return {"first": read_in(on, w.read, s)}
 
 
-def _hidden_bwd(on: Any, w: Params, above: Rows, z: Array, v: Rows) -> tuple[Array, Rows]:
-    """What s̄ and v̄ gain: [s̄₊, n̄] = silu'(z) (above Bᵀ) Aᵀ, and n̄ v/n, 0 where n = 0."""
-    z_bar = on.total(above, w["Bt"]) * silu_slope(z)
-    s_more, n_bar = on.spread(z_bar, w["At"], 2)
+def readout(on: Any, config: StudentConfig, w: Between, state: Made) -> Made:
+    """Energies, s̄', and z̄ before the slope of the SiLU."""
+    energy, s_bar = read_on(on, w.read, state["first"])
+    return {"energy": energy, "s_bar": [s_bar], "z_bar": on.inward([s_bar], w.update["Bt"])}
+
+
+def hidden_bwd(on: Any, config: StudentConfig, w: Between, state: Made, sums: Rows) -> Made:
+    """s̄', v̄', and z̄ before the slope of the SiLU."""
+    a_bar, *y_bar = sums
+    (s_bar,), v_bar = plus(on.rows(state["s_bar"]), [a_bar]), plus(on.rows(state["v_bar"]), y_bar)
+    v = on.rows(state["heard"])
+    above = [s_bar, inner(v_bar, v), inner(v_bar, _mix(on, w.update["M"], v))]
+    return {"s_bar": [s_bar], "v_bar": v_bar, "z_bar": on.inward(above, w.update["Bt"])}
+
+
+def update_bwd(on: Any, config: StudentConfig, w: Between, state: Made) -> Made:
+    """s̄ and v̄."""
+    z = on.whole(state["z"]) + on.row(w.update["a"])
+    s_more, n_bar = on.outward(on.whole(state["z_bar"]) * silu_slope(z), w.update["At"], 2)
+    v = on.rows(state["heard"])
     n = jnp.sqrt(inner(v, v))
     factor = jnp.where(n > 0, n_bar / jnp.where(n > 0, n, 1.0), 0.0)
-    return s_more, [factor * x for x in v]
+    v_new = [factor * x for x in v]
+    if "g" in state:
+        g, v_bar = on.rows(state["g"]), on.rows(state["v_bar"])
+        mixed = _mix(on, w.update["M"], [x * g[1] for x in v_bar], transposed=True)
+        v_new = [a + b * g[0] + c for a, b, c in zip(v_new, v_bar, mixed, strict=True)]
+    return {"s_bar": plus(on.rows(state["s_bar"]), [s_more]), "v_bar": v_new}
+
+
+BETWEEN = (message_heard, update)
+LAST = (message_heard, update_last, readout, update_bwd)
+BETWEEN_BWD = (hidden_bwd, update_bwd)
 
 
 def _mix(on: Any, matrix: Any, v: Rows, transposed: bool = False) -> Rows:
