@@ -15,6 +15,7 @@ from systems import OPEN_LIMIT, box, structure
 import jaxff
 from jaxff import interop, models
 from jaxff.config import PainnConfig, StudentConfig
+from jaxff.md.system import steps_in_a_turn
 from jaxff.neighbors import slot_pairs
 from jaxff.potential import Potential
 from jaxff.system import Pairs
@@ -141,7 +142,7 @@ def nve(architecture: str, engine: str, atoms: int, batch: int = 0, steps: int =
     steps = steps or (20 if batch > 100 else 400)
 
     def block(state: Any) -> Any:
-        return jax.lax.fori_loop(0, steps, lambda _, s: step(s), state)
+        return jax.lax.fori_loop(0, steps, lambda _, s: step(s), state, unroll=1 if batch else steps_in_a_turn(atoms))
 
     def start(key: jax.Array) -> Any:
         return init(key, jnp.asarray(positions, jnp.float32), 1e-4, mass=12.0)

@@ -70,23 +70,37 @@ class Step(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """A message to be summed; or, with the cotangents of its sums, to be transposed."""
+    """A message to be summed; or, with the cotangents of its sums (times `scale`, if given), to be transposed."""
 
     sources: Sources
     table: Array
     above: tuple[Array, Array] | None = None
+    scale: Float[Array, "N"] | None = None
+
+
+class Scaled(NamedTuple):
+    """Rows in a state, times one number an atom."""
+
+    rows: Any
+    scale: Any
 
 
 def fits(tree: Params, hidden_dim: int) -> bool:
     """Whether matrices fit programs: channels are a power of 2, not too many, and the readout has a hidden layer."""
     hidden = [kernel.shape[1] for kernel, _, _ in tree["read"]["hidden"]]
-    return bool(hidden) and all(size & (size - 1) == 0 and 16 <= size <= WIDEST for size in (hidden_dim, *hidden))
+    return bool(hidden) and all(size & (size - 1) == 0 and size <= WIDEST for size in (hidden_dim, *hidden))
 
 
 def run(step: Step, phases: Sequence[Phase], weights: Weights, state: Made, heard: Heard) -> tuple[Made, Any]:
     """The state with all that the phases make, and the pair gradients [4, E] of a message transposed, or None."""
+    if heard.above is not None and heard.scale is not None and not step.launch.parts:
+        s_bar, v_bar = (heard.scale[:, None] * x for x in heard.above)
+        heard = heard._replace(above=(s_bar, v_bar), scale=None)
     if heard.above is not None:
-        state = state | {"s_bar": [heard.above[0]], "v_bar": heard.above[1]}
+        above = {"s_bar": [heard.above[0]], "v_bar": heard.above[1]}
+        if heard.scale is not None:
+            above = {name: Scaled(rows, heard.scale) for name, rows in above.items()}
+        state = state | above
     if not step.launch.parts:
         return _run_arrays(step, phases, weights, state, heard)
     pair_bars = None
@@ -228,10 +242,15 @@ class _ByTiles:
     def full(self, ref: Any, part: int = 0) -> Array:
         raise NotImplementedError
 
+    def number(self, ref: Any) -> Array:
+        raise NotImplementedError
+
     def tile(self, tile: _Tile) -> Array:
         raise NotImplementedError
 
     def rows(self, ref: Any) -> Rows:
+        if isinstance(ref, Scaled):
+            return [self.number(ref.scale) * row for row in self.rows(ref.rows)]
         return [self.own(x) for x in ref] if isinstance(ref, list) else [self.own(ref, axis) for axis in AXES]
 
     def full_rows(self, ref: Any) -> Rows:
@@ -265,6 +284,9 @@ class _Listing(_ByTiles):
 
     def full(self, ref: Any, part: int = 0) -> Array:
         return jnp.zeros(self.f, jnp.float32)
+
+    def number(self, ref: Any) -> Array:
+        return jnp.zeros((), jnp.float32)
 
     def whole(self, shares: Shares) -> Array:
         return jnp.zeros(shares.x.shape[-1], jnp.float32)
@@ -319,6 +341,9 @@ class _Program(_ByTiles):
 
     def full(self, ref: Any, part: int = 0) -> Array:
         return ref[self.i, part * self.f : (part + 1) * self.f]
+
+    def number(self, ref: Any) -> Array:
+        return ref[self.i]
 
     def bias(self, ref: Any, part: int = 0) -> Array:
         return ref[0, self._span(part)]
@@ -429,7 +454,7 @@ def _kernel(
         if heard.above is None:
             sums = [message_sums(*args, sizes, on.i, on.channels)]
         else:
-            sums = [transpose_sums(*args, *heard.above, pair_bars, sizes, on.i, on.part, on.channels)]
+            sums = [transpose_sums(*args, *heard.above, pair_bars, sizes, on.i, on.part, on.channels, heard.scale)]
     for name, value in equations(on, *sums).items():
         on.store(out[name], value)
 

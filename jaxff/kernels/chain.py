@@ -73,7 +73,7 @@ def forward(
         energies = energies + more
     return jnp.where(numbers > 0, energies, 0), (
         distance_residuals,
-        geometry[1:],
+        geometry.places,
         (saved, s_bar, made["v_bar"]),
         repulsion,
     )
@@ -89,17 +89,19 @@ def backward(
     launch: Launch,
 ) -> Float[Array, "E 3"]:
     """Antisymmetrised gradients of Σ ē_i E_i by the pair vectors."""
-    distance_residuals, places, (saved, *above), repulsion = residuals
-    geometry = Geometry(jnp.asarray(pairs.senders, jnp.int32), *places)
+    distance_residuals, places, (saved, s_bar, v_bar), repulsion = residuals
+    geometry = Geometry(jnp.asarray(pairs.senders, jnp.int32), places)
     e_bar = jnp.where(numbers > 0, e_bar, 0)
     step, pair_bars = _step(tree, config, geometry, launch), []
-    s_bar, v_bar = (e_bar[:, None] * x for x in above)
+    scale: Array | None = e_bar
     for i in reversed(range(1, config.num_interactions)):
         sources, kept = saved[i - 1]
-        heard = atoms.Heard(sources, _table(tree, i), (s_bar, v_bar))
+        heard = atoms.Heard(sources, _table(tree, i), (s_bar, v_bar), scale)
         made, pair_bar = atoms.run(step, step.model.BETWEEN_BWD, step.model.weights(tree, i - 1, False), kept, heard)
-        (s_bar,), v_bar = made["s_bar"], made["v_bar"]
+        (s_bar,), v_bar, scale = made["s_bar"], made["v_bar"], None
         pair_bars.append(pair_bar)
+    if scale is not None:
+        s_bar, v_bar = scale[:, None] * s_bar, scale[:, None] * v_bar
     sources = step.model.first_sources(tree, numbers)
     pair_bars.append(message_transpose(sources, (s_bar, v_bar), _table(tree, 0), geometry, launch)[1])
     pair_bar = jnp.where(pairs.mask, atoms.total(pair_bars), 0)
@@ -131,8 +133,9 @@ def _geometry(d: Array, u: Array, pairs: Pairs, intervals: int, cutoff: float) -
     x = jnp.clip(d, 0, cutoff) * (intervals / cutoff)
     interval = jnp.clip(x.astype(jnp.int32), 0, intervals - 1)
     t = x - interval.astype(d.dtype)
-    places = jnp.concatenate([t[None], pairs.mask.astype(d.dtype)[None], u.T])
-    return Geometry(jnp.asarray(pairs.senders, jnp.int32), interval, places)
+    # one array, which XLA makes in one kernel
+    places = jnp.concatenate([jnp.stack([t, pairs.mask.astype(d.dtype)]), u.T, interval.astype(d.dtype)[None]])
+    return Geometry(jnp.asarray(pairs.senders, jnp.int32), places)
 
 
 _MODELS: dict[str, Any] = {"student": student, "painn": painn}

@@ -2,7 +2,7 @@
 
 Sums and symbols are those of `jaxff.kernels.message`. The list is symmetric, so each filter is read from the table once
 and serves both directions of its pair; pairs that don't count are skipped. One thread, one order: the same bits in
-every run. Nothing here calls Python. Shapes: places [5, E], table [T, 4, CF], a, b, p [N, F], y, q [N, 3F], pair_bars
+every run. Nothing here calls Python. Shapes: places [6, E], table [T, 4, CF], a, b, p [N, F], y, q [N, 3F], pair_bars
 [E, 4]; b and y have no rows where there are none.
 """
 
@@ -45,7 +45,7 @@ def _slope(row, channel, t):
 
 
 @_compiled
-def _message(senders, intervals, places, table, a, b, y, ds, dv):
+def _message(senders, places, table, a, b, y, ds, dv):
     n, f = a.shape
     slots = senders.shape[0] // n
     has_b, has_y = b.shape[0] > 0, y.shape[0] > 0
@@ -57,7 +57,7 @@ def _message(senders, intervals, places, table, a, b, y, ds, dv):
             j = senders[e]
             if places[1, e] == 0 or j < i:
                 continue
-            t, row = places[0, e], table[intervals[e]]
+            t, row = places[0, e], table[np.int64(places[5, e])]
             ux, uy, uz = places[2, e], places[3, e], places[4, e]
             for k in range(f):
                 wa = _value(row, k, t)
@@ -85,7 +85,7 @@ def _message(senders, intervals, places, table, a, b, y, ds, dv):
 
 
 @_compiled
-def _message_transpose(senders, intervals, places, table, p, q, a, b, y, a_bar, b_bar, y_bar, pair_bars):
+def _message_transpose(senders, places, table, p, q, a, b, y, a_bar, b_bar, y_bar, pair_bars):
     n, f = a.shape
     slots = senders.shape[0] // n
     has_b, has_y = b.shape[0] > 0, y.shape[0] > 0
@@ -99,7 +99,7 @@ def _message_transpose(senders, intervals, places, table, p, q, a, b, y, a_bar, 
             j = senders[e]
             if places[1, e] == 0 or j < i:
                 continue
-            t, row = places[0, e], table[intervals[e]]
+            t, row = places[0, e], table[np.int64(places[5, e])]
             ux, uy, uz = places[2, e], places[3, e], places[4, e]
             d = dx = dy = dz = np.float32(0)
             for k in range(f):
@@ -197,29 +197,29 @@ def _matrix(frame, group, k):
 
 @_compiled
 def _inputs(frame):
-    """Geometry and table: the first four arguments of both kernels."""
-    data, dims = _buffer(frame, _ARGS, 3)
+    """Geometry and table: the first three arguments of both kernels."""
+    data, dims = _buffer(frame, _ARGS, 2)
     table = carray(_floats(data), (dims[0], dims[1], dims[2]))
-    return _indices(frame, 0), _indices(frame, 1), _matrix(frame, _ARGS, 2), table
+    return _indices(frame, 0), _matrix(frame, _ARGS, 1), table
 
 
 def _on_message(frame):
     if not _is_inquiry(frame):
-        senders, intervals, places, table = _inputs(frame)
-        a, b, y = _matrix(frame, _ARGS, 4), _matrix(frame, _ARGS, 5), _matrix(frame, _ARGS, 6)
+        senders, places, table = _inputs(frame)
+        a, b, y = _matrix(frame, _ARGS, 3), _matrix(frame, _ARGS, 4), _matrix(frame, _ARGS, 5)
         ds, dv = _matrix(frame, _RETS, 0), _matrix(frame, _RETS, 1)
-        _message(senders, intervals, places, table, a, b, y, ds, dv)
+        _message(senders, places, table, a, b, y, ds, dv)
     return 0
 
 
 def _on_message_transpose(frame):
     if not _is_inquiry(frame):
-        senders, intervals, places, table = _inputs(frame)
-        p, q = _matrix(frame, _ARGS, 4), _matrix(frame, _ARGS, 5)
-        a, b, y = _matrix(frame, _ARGS, 6), _matrix(frame, _ARGS, 7), _matrix(frame, _ARGS, 8)
+        senders, places, table = _inputs(frame)
+        p, q = _matrix(frame, _ARGS, 3), _matrix(frame, _ARGS, 4)
+        a, b, y = _matrix(frame, _ARGS, 5), _matrix(frame, _ARGS, 6), _matrix(frame, _ARGS, 7)
         a_bar, b_bar, y_bar = _matrix(frame, _RETS, 0), _matrix(frame, _RETS, 1), _matrix(frame, _RETS, 2)
         pair_bars = _matrix(frame, _RETS, 3)
-        _message_transpose(senders, intervals, places, table, p, q, a, b, y, a_bar, b_bar, y_bar, pair_bars)
+        _message_transpose(senders, places, table, p, q, a, b, y, a_bar, b_bar, y_bar, pair_bars)
     return 0
 
 

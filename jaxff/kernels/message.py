@@ -40,11 +40,10 @@ class Launch(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """What the kernels need of the pairs, N M of them: senders, table intervals, and [t, mask, u] as floats."""
+    """What the kernels need of the pairs, N M of them: senders, and as floats [t, mask, u_xyz, table interval]."""
 
     senders: Int[Array, "E"]
-    intervals: Int[Array, "E"]
-    places: Float[Array, "5 E"]
+    places: Float[Array, "6 E"]
 
 
 class Sources(NamedTuple):
@@ -188,20 +187,29 @@ def transpose_sums(
     i: Array,
     block: Any,
     channels: Int[Array, "B"],
+    scale: Any = None,
 ) -> list[Float[Array, "B"]]:
-    """[ā, b̄, ȳ_x, ȳ_y, ȳ_z] of atom i (without b or y: without theirs) within a kernel; pair_bars[block] is written."""
+    """[ā, b̄, ȳ_x, ȳ_y, ȳ_z] of atom i (without b or y: without theirs) within a kernel; pair_bars[block] is written.
+
+    scale: a number for each atom, by which p and q are to be multiplied.
+    """
     a, b, y = sources
     f, has_y = sizes.f, y is not None
     own = partial(_own, i=i)
     p_i, a_i, b_i = own(p, channels), own(a, channels), None if b is None else own(b, channels)
     q_i = [own(q, channels + axis * f) for axis in range(3)]
     y_i = None if y is None else [own(y, channels + axis * f) for axis in range(3)]
+    if scale is not None:
+        p_i, q_i = scale[i] * p_i, [scale[i] * x for x in q_i]
 
     def add(step: Array, sums: list[Array]) -> list[Array]:
         pair = _load_pairs(geometry, sizes, i, step)
         (wa, wa_slope), (wb, wb_slope), *wc = _filters(table, pair, channels, sizes, 2 + has_y)
         p_j = _gather(p, pair, channels)
         q_j = [_gather(q, pair, channels + axis * f) for axis in range(3)]
+        if scale is not None:
+            scale_j = triton.load(scale.at[pair.sender], mask=pair.valid, other=0)[:, None]
+            p_j, q_j = scale_j * p_j, [scale_j * x for x in q_j]
         bq_i, bq_j = q_i, q_j
         if b is not None and b_i is not None:
             b_j = _gather(b, pair, channels)
@@ -236,7 +244,7 @@ def _channels(sizes: Sizes) -> Int[Array, "B"]:
 
 
 def _load_pairs(geometry: Sequence[Any], sizes: Sizes, i: Array, step: Array) -> _Pair:
-    senders, intervals, places = geometry
+    senders, places = geometry
     slot = step * np.int32(sizes.at_once) + jnp.arange(sizes.at_once, dtype=jnp.int32)
     inside = slot < sizes.slots
     index = i * sizes.slots + slot
@@ -244,8 +252,8 @@ def _load_pairs(geometry: Sequence[Any], sizes: Sizes, i: Array, step: Array) ->
     def load(ref: Any) -> Array:
         return triton.load(ref, mask=inside, other=0)
 
-    t, mask, *u = (load(places.at[row, index]) for row in range(5))
-    return _Pair(load(senders.at[index]), load(intervals.at[index]), t, mask > 0, u, index, inside)
+    t, mask, *u, interval = (load(places.at[row, index]) for row in range(6))
+    return _Pair(load(senders.at[index]), interval.astype(jnp.int32), t, mask > 0, u, index, inside)
 
 
 def _gather(ref: Any, pair: _Pair, channels: Array) -> Float[Array, "S B"]:

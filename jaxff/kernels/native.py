@@ -81,10 +81,10 @@ def _also_batched(run: Callable[..., Any], outputs: int) -> Callable[..., Any]:
             results = jax.lax.map(lambda args: either(*args), (sources, table, geometry))
             return results, (True,) * outputs
         rows = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), sources)
-        senders, intervals, places = geometry
+        senders, places = geometry
         n = jax.tree.leaves(sources)[0].shape[1]
         senders = (senders + n * jnp.arange(size, dtype=senders.dtype)[:, None]).reshape(-1)
-        joined = Geometry(senders, intervals.reshape(-1), jnp.moveaxis(places, 0, 1).reshape(places.shape[1], -1))
+        joined = Geometry(senders, jnp.moveaxis(places, 0, 1).reshape(places.shape[1], -1))
         results = tuple(x.reshape(size, -1, x.shape[-1]) for x in either(rows, table, joined))
         return results, (True,) * outputs
 

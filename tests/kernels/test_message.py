@@ -24,11 +24,10 @@ def random_case(has_b: bool, has_y: bool) -> tuple[Sources, Any, Geometry]:
 
     mask = symmetric(np.tril(rng.random((N, N)) < 0.7, -1))
     u = rng.normal(size=(N, N, 3))
-    places = [symmetric(rng.random((N, N))), mask, *np.moveaxis(u - u.swapaxes(0, 1), 2, 0)]
+    intervals = symmetric(rng.integers(0, T, (N, N)))
+    places = [symmetric(rng.random((N, N))), mask, *np.moveaxis(u - u.swapaxes(0, 1), 2, 0), intervals]
     geometry = Geometry(
-        jnp.asarray(np.tile(np.arange(N), N), jnp.int32),
-        jnp.asarray(symmetric(rng.integers(0, T, (N, N))).reshape(-1), jnp.int32),
-        jnp.asarray(np.stack(places).reshape(5, -1), jnp.float32),
+        jnp.asarray(np.tile(np.arange(N), N), jnp.int32), jnp.asarray(np.stack(places).reshape(6, -1), jnp.float32)
     )
     sources = Sources(normal(N, F), normal(N, F) if has_b else None, normal(N, 3 * F) if has_y else None)
     return sources, normal(T, 4, (2 + has_y) * F), geometry
@@ -36,7 +35,7 @@ def random_case(has_b: bool, has_y: bool) -> tuple[Sources, Any, Geometry]:
 
 def plain_message(sources: Sources, table: Any, geometry: Geometry, t: Any, u: Any) -> tuple[Any, Any]:
     """The equation in jaxff.kernels.message, in dense sums."""
-    c = jnp.moveaxis(table[geometry.intervals], 1, 0)
+    c = jnp.moveaxis(table[geometry.places[5].astype(int)], 1, 0)
     t = t[:, None]
     w = (c[0] + t * c[1] + t**2 * c[2] + t**3 * c[3]) * geometry.places[1][:, None]
     wa, wb, *wc = jnp.split(w.reshape(N, N, -1), table.shape[2] // F, axis=2)
@@ -49,8 +48,8 @@ def plain_message(sources: Sources, table: Any, geometry: Geometry, t: Any, u: A
     return ds, dv.reshape(N, 3 * F)
 
 
-NATIVE = Launch(16, slots=4, dense=False, route="native")
-LAUNCHES = [NATIVE, *(Launch(block, slots=4, dense=False, route="interpret") for block in (8, 16))]
+NATIVE = Launch(16, slots=4, parts=0, route="native")
+LAUNCHES = [NATIVE, *(Launch(block, slots=4, parts=0, route="interpret") for block in (8, 16))]
 
 
 @pytest.mark.parametrize("launch", LAUNCHES, ids=["native", "interpret-8", "interpret-16"])
@@ -58,7 +57,7 @@ LAUNCHES = [NATIVE, *(Launch(block, slots=4, dense=False, route="interpret") for
 @pytest.mark.parametrize("has_b", [False, True])
 def test_kernels_against_plain_sums(has_b: bool, has_y: bool, launch: Launch) -> None:
     sources, table, geometry = random_case(has_b, has_y)
-    t, u = geometry.places[0], geometry.places[2:].T
+    t, u = geometry.places[0], geometry.places[2:5].T
     expected, pullback = jax.vjp(lambda s, t, u: plain_message(s, table, geometry, t, u), sources, t, u)
     actual = message(sources, table, geometry, launch)
     for a, e in zip(actual, expected, strict=True):
@@ -75,25 +74,22 @@ def test_kernels_against_plain_sums(has_b: bool, has_y: bool, launch: Launch) ->
     np.testing.assert_allclose(pair_bars[1:].T[mask], (u_bar - u_bar.swapaxes(0, 1)).reshape(-1, 3)[mask], atol=1e-4)
 
 
-@pytest.mark.parametrize("add", [False, True])
 @pytest.mark.parametrize("has_b", [False, True])
-def test_native_in_slots(has_b: bool, add: bool) -> None:
-    """A list with places in another order, free ones too, gives what all pairs give; with and without `add`."""
+def test_native_in_slots(has_b: bool) -> None:
+    """A list with places in another order, free ones too, gives what all pairs give."""
     sources, table, geometry = random_case(has_b, True)
     slots, order = N + 3, np.random.default_rng(2).permutation(N)
-    places = np.zeros((5, N, slots), np.float32)
-    senders, intervals = (np.zeros((N, slots), np.int32) for _ in range(2))
-    places[:, :, 1 : N + 1] = np.asarray(geometry.places).reshape(5, N, N)[:, :, order]
+    places, senders = np.zeros((6, N, slots), np.float32), np.zeros((N, slots), np.int32)
+    places[:, :, 1 : N + 1] = np.asarray(geometry.places).reshape(6, N, N)[:, :, order]
     senders[:, 1 : N + 1] = np.asarray(geometry.senders).reshape(N, N)[:, order]
-    intervals[:, 1 : N + 1] = np.asarray(geometry.intervals).reshape(N, N)[:, order]
-    listed = Geometry(*(jnp.asarray(x) for x in (senders.reshape(-1), intervals.reshape(-1), places.reshape(5, -1))))
-    sums, expected = (message(sources, table, g, NATIVE, add=add) for g in (listed, geometry))
-    plain = plain_message(sources, table, geometry, geometry.places[0], geometry.places[2:].T)
-    for a, e, p, x in zip(sums, expected, plain, (sources.a, sources.y), strict=True):
+    listed = Geometry(jnp.asarray(senders.reshape(-1)), jnp.asarray(places.reshape(6, -1)))
+    sums, expected = (message(sources, table, g, NATIVE) for g in (listed, geometry))
+    plain = plain_message(sources, table, geometry, geometry.places[0], geometry.places[2:5].T)
+    for a, e, p in zip(sums, expected, plain, strict=True):
         np.testing.assert_allclose(a, e, atol=1e-5)
-        np.testing.assert_allclose(a, p + x if add else p, atol=1e-5)
+        np.testing.assert_allclose(a, p, atol=1e-5)
     (bars, pair_bars), (bars_all, pair_bars_all) = (
-        message_transpose(sources, sums, table, g, NATIVE, add=add) for g in (listed, geometry)
+        message_transpose(sources, sums, table, g, NATIVE) for g in (listed, geometry)
     )
     for a, e in zip(jax.tree.leaves(bars), jax.tree.leaves(bars_all), strict=True):
         np.testing.assert_allclose(a, e, atol=1e-4)
@@ -108,7 +104,7 @@ def test_native_under_vmap() -> None:
 
     def both(scale: Any, table: Any) -> Any:
         scaled = jax.tree.map(lambda x: scale * x, sources)
-        sums = message(scaled, table, geometry, NATIVE, add=True)
+        sums = message(scaled, table, geometry, NATIVE)
         return sums, message_transpose(scaled, sums, table, geometry, NATIVE)
 
     tables = jnp.stack([table, 2 * table])
@@ -128,9 +124,9 @@ def test_kernels_lower_for_cuda() -> None:
     sources, table, geometry = random_case(True, True)
 
     def both(sources: Sources, table: Any, geometry: Geometry) -> Any:
-        launch = Launch(16, slots=4, dense=False, route="triton")
-        sums = message(sources, table, geometry, launch, add=True)
-        return message_transpose(sources, sums, table, geometry, launch, add=True)
+        launch = Launch(16, slots=4, parts=0, route="triton")
+        sums = message(sources, table, geometry, launch)
+        return message_transpose(sources, sums, table, geometry, launch)
 
     traced = jax.jit(both).trace(sources, table, geometry)
     try:
