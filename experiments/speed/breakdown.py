@@ -44,7 +44,7 @@ from jaxff.models import painn, student
 REPEATS = 4  # of a part in a turn of the loop, for few atoms: a turn alone costs as much as several small kernels
 # Part of a step, function, and how many of its first results a step uses (None: all). Gradients by weights are not
 # needed, and left out of the compiled step.
-Watched = tuple[str, str, int | None]
+Watched = tuple[str | Callable[..., str], str, int | None]  # a name, or what makes one of the arguments
 OF_MODELS: list[Watched] = [
     ("pairs", "distance_fwd", None),
     ("filters", "filters_fwd", None),
@@ -72,25 +72,28 @@ OF_KERNELS: dict[str, list[Watched]] = {
         ("repulsion", "pair_repulsion", None),
         ("repulsion, backward", "pair_repulsion_bwd", None),
         ("pairs, backward", "distance_bwd", None),
-    ],
-    "student": [
-        ("message, filters", "message", None),
-        ("update", "update", None),
-        ("readout", "readout", None),
-        ("update, backward", "update_bwd", None),
         ("message, filters, backward", "message_transpose", None),
     ],
-    "painn": [
-        ("message, filters, update, gate", "_middle", None),
-        ("message, filters, update, readout", "_final", None),
+    "atoms": [
         ("message, filters", "message", None),
-        ("update, gate", "_between", None),
-        ("update, readout", "_last", None),
-        ("message, filters, gate, update, backward", "_middle_bwd", None),
-        ("gate, update, backward", "_between_bwd", None),
         ("message, filters, backward", "message_transpose", None),
+        (lambda step, phases, *_: _of_phases(step, phases), "_on_arrays", None),
+        (lambda step, phase, *rest: _of_phase(phase, rest[-1]), "_launch", None),
     ],
 }
+
+
+def _of_phases(step: Any, phases: Any) -> str:
+    """What lies between two messages, PaiNN's gates included; after the last one, with its gradient."""
+    names = {"BETWEEN": "update", "LAST": "update, readout", "BETWEEN_BWD": "update, backward"}
+    return next(name for key, name in names.items() if getattr(step.model, key) is phases)
+
+
+def _of_phase(phase: Callable[..., Any], heard: Any) -> str:
+    name = phase.__name__.removeprefix("message_").replace("_bwd", ", backward").replace("_", " ")
+    return name if heard is None else "message, filters, " + name
+
+
 KERNEL_PRIMITIVES = ("pallas_call", "ffi_call", "triton_kernel_call")
 
 
@@ -165,7 +168,9 @@ def _watching(found: dict[Any, Part]) -> Iterator[None]:
     where += [(getattr(kernels, name), watched) for name, watched in OF_KERNELS.items()]
     depth = 0
 
-    def watched(name: str, function: Callable[..., Any], results: int | None) -> Callable[..., Any]:
+    def watched(
+        name: str | Callable[..., str], function: Callable[..., Any], results: int | None
+    ) -> Callable[..., Any]:
         @wraps(function)
         def call(*args: Any, **keywords: Any) -> Any:
             nonlocal depth
@@ -177,7 +182,8 @@ def _watching(found: dict[Any, Part]) -> Iterator[None]:
             if depth == 0:
                 leaves, structure = jax.tree.flatten((args, keywords))
                 places = [i for i, x in enumerate(leaves) if isinstance(x, jax.core.Tracer)]
-                part = Part(name, function, structure, leaves, places, _kept(out, results, leaves))
+                named = name if isinstance(name, str) else name(*args)
+                part = Part(named, function, structure, leaves, places, _kept(out, results, leaves))
                 known = found.setdefault(part.key(), part)
                 known.count += known is not part
             return out

@@ -1,8 +1,8 @@
-"""What the constants of the PaiNN kernels cost: NVE steps with each, parity against float64, time of each kernel.
+"""What the constants of the programs for few atoms cost: NVE steps with each, parity against float64, kernels' times.
 
-    python experiments/speed/tune.py -o OUT.json --seconds 100 [--variants 8,8 16,8]
+    python experiments/speed/tune.py -o OUT.json --seconds 100 [--variants 4,32,4,3 8,32,2,3]
 
-Variants are pairs that a program takes at once and warps of a program (jaxff.kernels.painn).
+Variants are programs of an atom, pairs that one takes at once, its warps, tiles asked for ahead (jaxff.kernels.atoms).
 """
 
 from __future__ import annotations
@@ -18,22 +18,26 @@ import jax
 import numpy as np
 import run
 from breakdown import kernels
-from rows import CONFIGS, nve
+from rows import CONFIGS, nve, potential
 from systems import structure
 
-from jaxff import models
-from jaxff.kernels import painn
+import jaxff.kernels
+from jaxff.kernels import atoms
 from jaxff.potential import Potential
 
 
-def parity(atoms: int) -> dict[str, float]:
+def choose(variant: str) -> None:
+    """Take the constants of a variant from here on."""
+    jaxff.kernels.PARTS, atoms.SLOTS, atoms.WARPS, atoms.AHEAD = (int(x) for x in variant.split(","))
+    jax.clear_caches()
+
+
+def parity(architecture: str, atoms: int) -> dict[str, float]:
     """Largest |dF| of the fused engine against float64, eV/Å."""
     numbers, positions = structure(atoms)
-    params = models.init_params(CONFIGS["painn"], jax.random.key(0))
-    with jax.enable_x64(True):
-        exact = Potential(params, CONFIGS["painn"], engine="xla", dtype="float64", filters="exact")
-        expected = exact.energy_and_forces(numbers, positions)[1]
-    fused = Potential(params, CONFIGS["painn"], engine="fused", filters="table")
+    fused = potential(architecture, "fused")
+    exact = Potential(fused.params, fused.config, engine="xla", dtype="float64", filters="exact")
+    expected = exact.energy_and_forces(numbers, positions)[1]
     actual = fused.energy_and_forces(numbers, positions)[1]
     return {"max_dF": float(np.abs(actual - expected).max()), "max_F": float(np.abs(expected).max())}
 
@@ -43,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=100.0)
-    parser.add_argument("--variants", nargs="*", default=["8,8", "16,8", "8,16", "16,16"])
+    parser.add_argument("--variants", nargs="*", default=["4,32,4,3", "4,32,2,3", "4,16,4,3", "8,32,4,3"])
     parser.add_argument("--rows", nargs="*", default=["batch-16:painn:fused", "large:painn:fused"])
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -60,13 +64,14 @@ def main() -> None:
         args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
     for variant in args.variants:
-        painn.SLOTS, painn.WARPS = (int(x) for x in variant.split(","))
-        record(f"nve-21:painn:{variant}", lambda: nve("painn", "fused", 21))
-        if variant == args.variants[0]:
-            record("parity-21", lambda: parity(21))
-        jax.clear_caches()
-    painn.SLOTS, painn.WARPS = (int(x) for x in args.variants[0].split(","))
-    record("kernels-21", lambda: kernels("painn", "fused", 21))
+        choose(variant)
+        for architecture in CONFIGS:
+            record(f"nve-21:{architecture}:{variant}", lambda a=architecture: nve(a, "fused", 21))
+            if variant == args.variants[0]:
+                record(f"parity-21:{architecture}", lambda a=architecture: parity(a, 21))
+    choose(args.variants[0])
+    for architecture in CONFIGS:
+        record(f"kernels-21:{architecture}", lambda a=architecture: kernels(a, "fused", 21))
     for row in args.rows:
         record(row, lambda row=row: run.measure(row))
 

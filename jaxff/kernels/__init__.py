@@ -27,9 +27,9 @@ __all__ = ["FusedTree", "atomic_energies", "energies_and_vector_gradients", "pre
 
 Config = StudentConfig | PainnConfig
 FEW_ATOMS = 128
-FEW_TOGETHER = 0
-PARTS = 4  # programs that serve an atom
-FEW, MANY = (32, 32), (128, 4)  # channels of a message program, and pairs at once
+PARTS = 4  # programs that serve an atom, of few
+# channels of a message program, and pairs at once; of many atoms, forward and backward
+FEW, MANY, MANY_BACK = (32, 32), (32, 8), (128, 2)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["fused", "plain"], meta_fields=["route"])
@@ -132,7 +132,7 @@ def _forward(config: Config, *args: Any) -> tuple[Array, Any]:
     def run(launch: Launch, tree: FusedTree, numbers: Array, vectors: Array, pairs: Pairs) -> Any:
         return chain.forward(tree.fused, config, numbers, vectors, pairs, launch)
 
-    return _one_or_many(run, config, args[-1], args)
+    return _one_or_many(run, config, args[-1], args, MANY)
 
 
 def _backward(config: Config, *args: Any) -> Float[Array, "E 3"]:
@@ -141,16 +141,18 @@ def _backward(config: Config, *args: Any) -> Float[Array, "E 3"]:
     def run(launch: Launch, tree: FusedTree, kept: Any, numbers: Array, pairs: Pairs, e_bar: Array) -> Any:
         return chain.backward(tree.fused, config, kept, numbers, pairs, e_bar, launch)
 
-    return _one_or_many(run, config, args[-2], args)
+    return _one_or_many(run, config, args[-2], args, MANY_BACK)
 
 
-def _one_or_many(run: Callable[..., Any], config: Config, pairs: Pairs, args: tuple[Any, ...]) -> Any:
+def _one_or_many(
+    run: Callable[..., Any], config: Config, pairs: Pairs, args: tuple[Any, ...], message: tuple[int, int]
+) -> Any:
     """run(launch, *args): for few atoms as one molecule wants it, under vmap as many do.
 
     Few atoms: programs for each (jaxff.kernels.atoms). Many, and on a CPU: XLA's products are faster.
     """
     route = args[0].route
-    many = partial(run, Launch(math.gcd(config.hidden_dim, MANY[0]), MANY[1], 0, route))
+    many = partial(run, Launch(math.gcd(config.hidden_dim, message[0]), message[1], 0, route))
     if route == "native" or pairs.layout != "all" or pairs.num_atoms > FEW_ATOMS:
         return many(*args)
     few = partial(run, Launch(math.gcd(config.hidden_dim, FEW[0]), FEW[1], PARTS, route))
@@ -160,8 +162,7 @@ def _one_or_many(run: Callable[..., Any], config: Config, pairs: Pairs, args: tu
     @either.def_vmap
     def _(size: int, batched: Any, *args: Any) -> tuple[Any, Any]:
         axes = jax.tree.map(lambda x: 0 if x else None, batched)
-        chosen = few if size * pairs.num_atoms <= FEW_TOGETHER else many
-        out = jax.vmap(chosen, in_axes=tuple(axes), axis_size=size)(*args)
+        out = jax.vmap(many, in_axes=tuple(axes), axis_size=size)(*args)
         return out, jax.tree.map(lambda _: True, out)
 
     return either(*args)

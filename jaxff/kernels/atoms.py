@@ -197,6 +197,10 @@ class Atoms:
         """The sum of all shares."""
         return shares.x
 
+    def own_share(self, shares: Shares) -> Array:
+        """This program's channels of that sum; all of them as arrays."""
+        return shares.x
+
     def row(self, x: Float[Array, "1 C"]) -> Array:
         """A row that all atoms share."""
         return x
@@ -285,6 +289,8 @@ class _Listing(_ByTiles):
     def full(self, ref: Any, part: int = 0) -> Array:
         return jnp.zeros(self.f, jnp.float32)
 
+    own_share = own
+
     def number(self, ref: Any) -> Array:
         return jnp.zeros((), jnp.float32)
 
@@ -351,6 +357,9 @@ class _Program(_ByTiles):
     def whole(self, shares: Shares) -> Array:
         return jnp.sum(shares.x[self.i, :, :], axis=0)
 
+    def own_share(self, shares: Shares) -> Array:
+        return jnp.sum(shares.x[self.i, :, self._span()], axis=0)
+
     def row(self, ref: Any) -> Array:
         return ref[0, :]
 
@@ -379,17 +388,22 @@ def _times(x: Float[Array, "K"], tile: Float[Array, "K C"]) -> Float[Array, "C"]
 
 
 def _run_arrays(step: Step, phases: Sequence[Phase], weights: Weights, state: Made, heard: Heard) -> tuple[Made, Any]:
-    on, joined, pair_bars = Atoms(step.config.hidden_dim), step.model.JOINED, None
+    on, pair_bars = Atoms(step.config.hidden_dim), None
     if heard.above is None:
         ds, dv = message(heard.sources, heard.table, step.geometry, step.launch)
         sums = [ds, *on.rows(dv)]
     else:
         bars, pair_bars = message_transpose(heard.sources, heard.above, heard.table, step.geometry, step.launch)
         sums = [x for x in bars[:2] if x is not None] + ([] if bars.y is None else on.rows(bars.y))
+    return _on_arrays(step, phases, weights, state, sums), pair_bars
+
+
+def _on_arrays(step: Step, phases: Sequence[Phase], weights: Weights, state: Made, sums: Rows) -> Made:
+    on, joined = Atoms(step.config.hidden_dim), step.model.JOINED
     for k, phase in enumerate(phases):
         made = phase(on, step.config, weights, state, *([] if k else [sums]))
         state = state | {name: jnp.concatenate(x, axis=1) if name in joined else x for name, x in made.items()}
-    return state, pair_bars
+    return state
 
 
 # --- programs for few atoms ---

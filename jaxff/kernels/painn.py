@@ -26,7 +26,7 @@ from jaxff.kernels.message import Sources
 from jaxff.models.parameters import Params, dense_layers
 from jaxff.ops.mlp import mlp_fwd
 
-KEPT = ("v", "uv", "vv", "z", "a", "z_gate", "xv")  # what the backward of `BETWEEN` reads
+KEPT = ("v", "uv", "vv", "hidden", "a", "hidden_gate", "xv")  # what the backward of `BETWEEN` reads
 JOINED = ("y", "v_bar")
 
 
@@ -92,19 +92,20 @@ def update_hidden(on: Any, config: PainnConfig, w: Between, state: Made) -> Made
     return {"uv": uv, "vv": vv, "z": on.inward([*on.rows(state["s"]), n], w.update["A"])}
 
 
-def _gates(on: Any, w: Between, state: Made, parts: int) -> tuple[Array, Rows]:
-    """s', and a_sv with, if three parts are wanted, a_vv."""
+def _gates(on: Any, w: Between, state: Made, parts: int) -> tuple[Array, Made]:
+    """s'; and to be kept z, and a_sv with, if three parts are wanted, a_vv."""
     z = on.whole(state["z"]) + on.row(w.update["a"])
     a = [gate + on.bias(w.update["b"], k) for k, gate in enumerate(on.outward(silu(z), w.update["B"], parts))]
     (s,), uv, vv = on.rows(state["s"]), on.rows(state["uv"]), on.rows(state["vv"])
-    return s + a[0] + a[1] * inner(uv, vv), a[1:]
+    hidden = [on.own_share(state["z"]) + on.bias(w.update["a"])]
+    return s + a[0] + a[1] * inner(uv, vv), {"hidden": hidden, "a": a[1:]}
 
 
 def update(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
     """s', v', and z before the gate's SiLU."""
-    s, a = _gates(on, w, state, 3)
-    v = [x + a[1] * y for x, y in zip(on.rows(state["v"]), on.rows(state["uv"]), strict=True)]
-    return {"s": [s], "v": v, "a": a, "z_gate": on.inward([s], w.gate["C"])}  # type: ignore[index]
+    s, kept = _gates(on, w, state, 3)
+    v = [x + kept["a"][1] * y for x, y in zip(on.rows(state["v"]), on.rows(state["uv"]), strict=True)]
+    return {"s": [s], "v": v, "z_gate": on.inward([s], w.gate["C"])} | kept  # type: ignore[index]
 
 
 def gate(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
@@ -114,13 +115,15 @@ def gate(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
         x + on.bias(w.gate["d"], k)  # type: ignore[index]
         for k, x in enumerate(on.outward(silu(z), w.gate["D"], 3))  # type: ignore[index]
     )
-    return {"xs": [xs], "xu": [xu], "xv": [xv], "y": [xv * x for x in on.rows(state["v"])]}
+    hidden = [on.own_share(state["z_gate"]) + on.bias(w.gate["c"])]  # type: ignore[index]
+    y = [xv * x for x in on.rows(state["v"])]
+    return {"xs": [xs], "xu": [xu], "xv": [xv], "y": y, "hidden_gate": hidden}
 
 
 def update_last(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
     """The last s', and the readout's first product."""
-    s, a = _gates(on, w, state, 2)
-    return {"a": a, "first": read_in(on, w.read, s)}
+    s, kept = _gates(on, w, state, 2)
+    return {"first": read_in(on, w.read, s)} | kept
 
 
 def readout(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
@@ -140,7 +143,7 @@ def gate_bwd(on: Any, config: PainnConfig, w: Between, state: Made, sums: Rows) 
 
 def update_hidden_bwd(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
     """s̄', and z̄ before the slope of the update's SiLU."""
-    z = on.whole(state["z_gate"]) + on.row(w.gate["c"])  # type: ignore[index]
+    (z,) = on.full_rows(state["hidden_gate"])
     (more,) = on.outward(on.whole(state["z_gate_bar"]) * silu_slope(z), w.gate["Ct"], 1)  # type: ignore[index]
     (s_bar,) = plus(on.rows(state["s_bar"]), [more])
     uv, vv, v_bar = (on.rows(state[name]) for name in ("uv", "vv", "v_bar"))
@@ -150,7 +153,7 @@ def update_hidden_bwd(on: Any, config: PainnConfig, w: Between, state: Made) -> 
 
 def update_bwd(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
     """s̄, (Uv)‾ and (Vv)‾."""
-    z = on.whole(state["z"]) + on.row(w.update["a"])
+    (z,) = on.full_rows(state["hidden"])
     s_more, n_bar = on.outward(on.whole(state["z_bar"]) * silu_slope(z), w.update["At"], 2)
     (s_bar,), uv, vv = on.rows(state["s_bar"]), on.rows(state["uv"]), on.rows(state["vv"])
     a = on.rows(state["a"])

@@ -19,7 +19,7 @@ from jaxff.kernels.atoms import AXES, Made, Rows, inner, plus, read_in, read_on,
 from jaxff.kernels.message import Sources
 from jaxff.models.parameters import Params
 
-KEPT = ("heard", "z", "g")  # what the backward of `BETWEEN` reads
+KEPT = ("heard", "hidden", "g")  # what the backward of `BETWEEN` reads
 JOINED = ("v", "v_bar")
 
 
@@ -70,23 +70,26 @@ def message_heard(on: Any, config: StudentConfig, w: Between, state: Made, sums:
     return {"s": [s], "heard": v, "z": on.inward([s, jnp.sqrt(inner(v, v))], w.update["A"])}
 
 
-def _gates(on: Any, w: Between, state: Made, parts: int) -> Rows:
+def _gates(on: Any, w: Between, state: Made, parts: int) -> tuple[Rows, Made]:
+    """o, and g1, g2 if three parts are wanted; and z, to be kept."""
     z = on.whole(state["z"]) + on.row(w.update["a"])
-    return [x + on.bias(w.update["b"], k) for k, x in enumerate(on.outward(silu(z), w.update["B"], parts))]
+    gates = [x + on.bias(w.update["b"], k) for k, x in enumerate(on.outward(silu(z), w.update["B"], parts))]
+    return gates, {"hidden": [on.own_share(state["z"]) + on.bias(w.update["a"])]}
 
 
 def update(on: Any, config: StudentConfig, w: Between, state: Made) -> Made:
     """s' and v'."""
-    o, *g = _gates(on, w, state, 3)
+    (o, *g), kept = _gates(on, w, state, 3)
     v = on.rows(state["heard"])
     v_new = [x * g[0] + y * g[1] for x, y in zip(v, _mix(on, w.update["M"], v), strict=True)]
-    return {"s": plus(on.rows(state["s"]), [o]), "v": v_new, "g": g}
+    return {"s": plus(on.rows(state["s"]), [o]), "v": v_new, "g": g} | kept
 
 
 def update_last(on: Any, config: StudentConfig, w: Between, state: Made) -> Made:
     """The readout's first product with the last s'."""
-    (s,) = plus(on.rows(state["s"]), _gates(on, w, state, 1))
-    return {"first": read_in(on, w.read, s)}
+    o, kept = _gates(on, w, state, 1)
+    (s,) = plus(on.rows(state["s"]), o)
+    return {"first": read_in(on, w.read, s)} | kept
 
 
 def readout(on: Any, config: StudentConfig, w: Between, state: Made) -> Made:
@@ -106,7 +109,7 @@ def hidden_bwd(on: Any, config: StudentConfig, w: Between, state: Made, sums: Ro
 
 def update_bwd(on: Any, config: StudentConfig, w: Between, state: Made) -> Made:
     """s̄ and v̄."""
-    z = on.whole(state["z"]) + on.row(w.update["a"])
+    (z,) = on.full_rows(state["hidden"])
     s_more, n_bar = on.outward(on.whole(state["z_bar"]) * silu_slope(z), w.update["At"], 2)
     v = on.rows(state["heard"])
     n = jnp.sqrt(inner(v, v))

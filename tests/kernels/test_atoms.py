@@ -1,5 +1,6 @@
 """Phases between two messages: arrays against the ops that they must equal, interpreted programs against arrays."""
 
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -63,7 +64,12 @@ def test_update_of_painn(epsilon: float) -> None:
     np.testing.assert_allclose(state["s"][0], expected[0], atol=1e-5)
     close(state["v"], expected[1])
     s_bar, v_bar = normal(N, F, seed=1), normal(N, 3, F, seed=1)
-    above = state | {"s_bar": [s_bar], "v_bar": rows(v_bar), "z_gate_bar": atoms.Shares(jnp.zeros((N, F), jnp.float32))}
+    above = state | {
+        "s_bar": [s_bar],
+        "v_bar": rows(v_bar),
+        "hidden_gate": [s],
+        "z_gate_bar": atoms.Shares(jnp.zeros((N, F), jnp.float32)),
+    }
     below = run([painn.update_hidden_bwd, painn.update_bwd, painn.vectors_bwd], config, weights, above)
     bars = equivariant_update_bwd(epsilon, residuals, (s_bar, v_bar))
     np.testing.assert_allclose(below["s_bar"][0], bars[0], atol=2e-5)
@@ -119,7 +125,7 @@ def test_update_of_student() -> None:
 @pytest.mark.parametrize("sizes", [(F, 1), (F, 8, 1), (F, 16, 8, 1)])
 def test_readout(sizes: tuple[int, ...]) -> None:
     """Any number of hidden layers; programs want one at least."""
-    layers = tuple((normal(a, b) / a**0.5, normal(b)) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+    layers = tuple((normal(a, b) / a**0.5, normal(b)) for a, b in pairwise(sizes))
     s, on = normal(N, F), atoms.Atoms(F)
     expected, residuals = readout_fwd(s, layers)
     read = atoms.prepare_readout(layers)
