@@ -2,8 +2,8 @@
 
     python experiments/speed/check.py STUDENT.pt PARITY.npz -o experiments/speed/results/h200_check.json [--seconds 60]
 
-Forces of the parity structures (see shared/student/README.md for the file), NVE of ethanol for 1 ps at 0.5 fs with
-both engines from the same start, and the same trajectory bit for bit in two runs.
+Forces of the parity structures (see shared/student/README.md for the file), and of two molecules by the shipped PaiNN;
+NVE of ethanol for 1 ps at 0.5 fs with both engines from the same start; the same trajectory bit for bit in two runs.
 """
 
 from __future__ import annotations
@@ -40,6 +40,21 @@ def parity(potential: jaxff.Potential, data: Any, seconds: float) -> dict[str, A
         error = np.abs(forces - data["forces_original_f64"][part])
         worst, total, count, used = max(worst, float(error.max())), total + error.sum(), count + error.size, used + 1
     return {"max_dF_eV_per_A": worst, "mean_dF_eV_per_A": total / max(count, 1), "structures": used}
+
+
+def parity_of_organic() -> dict[str, float]:
+    """Largest |dF| of the shipped model's fused engine against float64 and exact filters; the largest force."""
+    from ase.build import molecule
+
+    fused, exact = jaxff.load_potential("organic"), jaxff.load_potential("organic", dtype="float64", filters="exact")
+    worst, largest = 0.0, 0.0
+    for name in ("CH3CH2OH", "CH3CONH2"):
+        atoms = molecule(name)
+        atoms.rattle(0.1, seed=0)
+        expected = exact.energy_and_forces(atoms.numbers, atoms.positions)[1]
+        error = np.abs(fused.energy_and_forces(atoms.numbers, atoms.positions)[1] - expected)
+        worst, largest = max(worst, float(error.max())), max(largest, float(np.abs(expected).max()))
+    return {"max_dF_eV_per_A": worst, "max_F_eV_per_A": largest}
 
 
 def drift(potential: jaxff.Potential, blocks: int = 50, every: int = 40) -> tuple[dict[str, Any], Any]:
@@ -87,6 +102,7 @@ def main() -> None:
         "filter_error": str(fused.filter_error),
         "nve_fused": first,
         "nve_xla": drift(xla)[0],
+        "parity_organic_fused": parity_of_organic(),
         "same_bits_in_two_runs": bool(np.array_equal(positions, again)),
         "parity_fused": parity(fused, np.load(args.parity), args.seconds),
     }

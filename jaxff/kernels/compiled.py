@@ -44,102 +44,119 @@ def _slope(row, channel, t):
     return row[1, channel] + t * (np.float32(2) * row[2, channel] + np.float32(3) * t * row[3, channel])
 
 
-@_compiled
-def _message(senders, places, table, a, b, y, ds, dv):
-    n, f = a.shape
-    slots = senders.shape[0] // n
-    has_b, has_y = b.shape[0] > 0, y.shape[0] > 0
-    ds[:] = 0
-    dv[:] = 0
-    for i in range(n):  # two loops: with i = e // slots LLVM vectorises nothing
-        for slot in range(slots):
-            e = i * slots + slot
-            j = senders[e]
-            if places[1, e] == 0 or j < i:
-                continue
-            t, row = places[0, e], table[np.int64(places[5, e])]
-            ux, uy, uz = places[2, e], places[3, e], places[4, e]
-            for k in range(f):
-                wa = _value(row, k, t)
-                ds[i, k] += wa * a[j, k]
-                ds[j, k] += wa * a[i, k]
-            for k in range(f):
-                wi = wj = _value(row, f + k, t)
-                if has_b:
-                    wi, wj = wi * b[j, k], wj * b[i, k]
-                dv[i, k] += ux * wi
-                dv[i, f + k] += uy * wi
-                dv[i, 2 * f + k] += uz * wi
-                dv[j, k] -= ux * wj
-                dv[j, f + k] -= uy * wj
-                dv[j, 2 * f + k] -= uz * wj
-            if has_y:
+def _message(has_b):
+    """The kernel with or without b, as a constant: XLA puts an array without rows anywhere, and as long as loops could
+
+    write to it, 1 of 100 calls summed in another order (the same values, other last bits).
+    """
+
+    @_compiled
+    def kernel(senders, places, table, a, b, y, ds, dv):
+        n, f = a.shape
+        slots = senders.shape[0] // n
+        has_y = y.shape[0] > 0
+        ds[:] = 0
+        dv[:] = 0
+        for i in range(n):  # two loops: with i = e // slots LLVM vectorises nothing
+            for slot in range(slots):
+                e = i * slots + slot
+                j = senders[e]
+                if places[1, e] == 0 or j < i:
+                    continue
+                t, row = places[0, e], table[np.int64(places[5, e])]
+                ux, uy, uz = places[2, e], places[3, e], places[4, e]
                 for k in range(f):
-                    wc = _value(row, 2 * f + k, t)
-                    dv[i, k] += wc * y[j, k]
-                    dv[i, f + k] += wc * y[j, f + k]
-                    dv[i, 2 * f + k] += wc * y[j, 2 * f + k]
-                    dv[j, k] += wc * y[i, k]
-                    dv[j, f + k] += wc * y[i, f + k]
-                    dv[j, 2 * f + k] += wc * y[i, 2 * f + k]
+                    wa = _value(row, k, t)
+                    ds[i, k] += wa * a[j, k]
+                    ds[j, k] += wa * a[i, k]
+                for k in range(f):
+                    wi = wj = _value(row, f + k, t)
+                    if has_b:
+                        wi, wj = wi * b[j, k], wj * b[i, k]
+                    dv[i, k] += ux * wi
+                    dv[i, f + k] += uy * wi
+                    dv[i, 2 * f + k] += uz * wi
+                    dv[j, k] -= ux * wj
+                    dv[j, f + k] -= uy * wj
+                    dv[j, 2 * f + k] -= uz * wj
+                if has_y:
+                    for k in range(f):
+                        wc = _value(row, 2 * f + k, t)
+                        dv[i, k] += wc * y[j, k]
+                        dv[i, f + k] += wc * y[j, f + k]
+                        dv[i, 2 * f + k] += wc * y[j, 2 * f + k]
+                        dv[j, k] += wc * y[i, k]
+                        dv[j, f + k] += wc * y[i, f + k]
+                        dv[j, 2 * f + k] += wc * y[i, 2 * f + k]
+
+    return kernel
 
 
-@_compiled
-def _message_transpose(senders, places, table, p, q, a, b, y, a_bar, b_bar, y_bar, pair_bars):
-    n, f = a.shape
-    slots = senders.shape[0] // n
-    has_b, has_y = b.shape[0] > 0, y.shape[0] > 0
-    a_bar[:] = 0
-    b_bar[:] = 0
-    y_bar[:] = 0
-    pair_bars[:] = 0
-    for i in range(n):  # two loops: with i = e // slots LLVM vectorises nothing
-        for slot in range(slots):
-            e = i * slots + slot
-            j = senders[e]
-            if places[1, e] == 0 or j < i:
-                continue
-            t, row = places[0, e], table[np.int64(places[5, e])]
-            ux, uy, uz = places[2, e], places[3, e], places[4, e]
-            d = dx = dy = dz = np.float32(0)
-            for k in range(f):
-                wa = _value(row, k, t)
-                a_bar[i, k] += wa * p[j, k]
-                a_bar[j, k] += wa * p[i, k]
-                d += (a[j, k] * p[i, k] + a[i, k] * p[j, k]) * _slope(row, k, t)
-            for k in range(f):
-                wb = _value(row, f + k, t)
-                qx, qy, qz = q[i, k], q[i, f + k], q[i, 2 * f + k]
-                rx, ry, rz = q[j, k], q[j, f + k], q[j, 2 * f + k]
-                if has_b:
-                    b_bar[i, k] -= wb * (ux * rx + uy * ry + uz * rz)
-                    b_bar[j, k] += wb * (ux * qx + uy * qy + uz * qz)
-                    qx, qy, qz = b[j, k] * qx, b[j, k] * qy, b[j, k] * qz
-                    rx, ry, rz = b[i, k] * rx, b[i, k] * ry, b[i, k] * rz
-                d += (ux * (qx - rx) + uy * (qy - ry) + uz * (qz - rz)) * _slope(row, f + k, t)
-                dx += wb * (qx - rx)
-                dy += wb * (qy - ry)
-                dz += wb * (qz - rz)
-            if has_y:
+def _message_transpose(has_b):
+    """Likewise."""
+
+    @_compiled
+    def kernel(senders, places, table, p, q, a, b, y, a_bar, b_bar, y_bar, pair_bars):
+        n, f = a.shape
+        slots = senders.shape[0] // n
+        has_y = y.shape[0] > 0
+        a_bar[:] = 0
+        b_bar[:] = 0
+        y_bar[:] = 0
+        pair_bars[:] = 0
+        for i in range(n):  # two loops: with i = e // slots LLVM vectorises nothing
+            for slot in range(slots):
+                e = i * slots + slot
+                j = senders[e]
+                if places[1, e] == 0 or j < i:
+                    continue
+                t, row = places[0, e], table[np.int64(places[5, e])]
+                ux, uy, uz = places[2, e], places[3, e], places[4, e]
+                d = dx = dy = dz = np.float32(0)
                 for k in range(f):
-                    wc = _value(row, 2 * f + k, t)
+                    wa = _value(row, k, t)
+                    a_bar[i, k] += wa * p[j, k]
+                    a_bar[j, k] += wa * p[i, k]
+                    d += (a[j, k] * p[i, k] + a[i, k] * p[j, k]) * _slope(row, k, t)
+                for k in range(f):
+                    wb = _value(row, f + k, t)
                     qx, qy, qz = q[i, k], q[i, f + k], q[i, 2 * f + k]
                     rx, ry, rz = q[j, k], q[j, f + k], q[j, 2 * f + k]
-                    at_i = y[j, k] * qx + y[j, f + k] * qy + y[j, 2 * f + k] * qz
-                    at_j = y[i, k] * rx + y[i, f + k] * ry + y[i, 2 * f + k] * rz
-                    d += (at_i + at_j) * _slope(row, 2 * f + k, t)
-                    y_bar[i, k] += wc * rx
-                    y_bar[i, f + k] += wc * ry
-                    y_bar[i, 2 * f + k] += wc * rz
-                    y_bar[j, k] += wc * qx
-                    y_bar[j, f + k] += wc * qy
-                    y_bar[j, 2 * f + k] += wc * qz
-            pair_bars[e, 0], pair_bars[e, 1], pair_bars[e, 2], pair_bars[e, 3] = d, dx, dy, dz
-            for reverse in range(j * slots, (j + 1) * slots):
-                if senders[reverse] == i and places[1, reverse] != 0:
-                    pair_bars[reverse, 0] = d
-                    pair_bars[reverse, 1], pair_bars[reverse, 2], pair_bars[reverse, 3] = -dx, -dy, -dz
-                    break
+                    if has_b:
+                        b_bar[i, k] -= wb * (ux * rx + uy * ry + uz * rz)
+                        b_bar[j, k] += wb * (ux * qx + uy * qy + uz * qz)
+                        qx, qy, qz = b[j, k] * qx, b[j, k] * qy, b[j, k] * qz
+                        rx, ry, rz = b[i, k] * rx, b[i, k] * ry, b[i, k] * rz
+                    d += (ux * (qx - rx) + uy * (qy - ry) + uz * (qz - rz)) * _slope(row, f + k, t)
+                    dx += wb * (qx - rx)
+                    dy += wb * (qy - ry)
+                    dz += wb * (qz - rz)
+                if has_y:
+                    for k in range(f):
+                        wc = _value(row, 2 * f + k, t)
+                        qx, qy, qz = q[i, k], q[i, f + k], q[i, 2 * f + k]
+                        rx, ry, rz = q[j, k], q[j, f + k], q[j, 2 * f + k]
+                        at_i = y[j, k] * qx + y[j, f + k] * qy + y[j, 2 * f + k] * qz
+                        at_j = y[i, k] * rx + y[i, f + k] * ry + y[i, 2 * f + k] * rz
+                        d += (at_i + at_j) * _slope(row, 2 * f + k, t)
+                        y_bar[i, k] += wc * rx
+                        y_bar[i, f + k] += wc * ry
+                        y_bar[i, 2 * f + k] += wc * rz
+                        y_bar[j, k] += wc * qx
+                        y_bar[j, f + k] += wc * qy
+                        y_bar[j, 2 * f + k] += wc * qz
+                pair_bars[e, 0], pair_bars[e, 1], pair_bars[e, 2], pair_bars[e, 3] = d, dx, dy, dz
+                for reverse in range(j * slots, (j + 1) * slots):
+                    if senders[reverse] == i and places[1, reverse] != 0:
+                        pair_bars[reverse, 0] = d
+                        pair_bars[reverse, 1], pair_bars[reverse, 2], pair_bars[reverse, 3] = -dx, -dy, -dz
+                        break
+
+    return kernel
+
+
+_MESSAGE, _MESSAGE_WITH_B = _message(False), _message(True)
+_TRANSPOSE, _TRANSPOSE_WITH_B = _message_transpose(False), _message_transpose(True)
 
 
 # --- as XLA calls them: the structures of xla/ffi/api/c_api.h, in words of 8 bytes ---
@@ -208,7 +225,10 @@ def _on_message(frame):
         senders, places, table = _inputs(frame)
         a, b, y = _matrix(frame, _ARGS, 3), _matrix(frame, _ARGS, 4), _matrix(frame, _ARGS, 5)
         ds, dv = _matrix(frame, _RETS, 0), _matrix(frame, _RETS, 1)
-        _message(senders, places, table, a, b, y, ds, dv)
+        if b.shape[0] > 0:
+            _MESSAGE_WITH_B(senders, places, table, a, b, y, ds, dv)
+        else:
+            _MESSAGE(senders, places, table, a, b, y, ds, dv)
     return 0
 
 
@@ -219,7 +239,10 @@ def _on_message_transpose(frame):
         a, b, y = _matrix(frame, _ARGS, 5), _matrix(frame, _ARGS, 6), _matrix(frame, _ARGS, 7)
         a_bar, b_bar, y_bar = _matrix(frame, _RETS, 0), _matrix(frame, _RETS, 1), _matrix(frame, _RETS, 2)
         pair_bars = _matrix(frame, _RETS, 3)
-        _message_transpose(senders, places, table, p, q, a, b, y, a_bar, b_bar, y_bar, pair_bars)
+        if b.shape[0] > 0:
+            _TRANSPOSE_WITH_B(senders, places, table, p, q, a, b, y, a_bar, b_bar, y_bar, pair_bars)
+        else:
+            _TRANSPOSE(senders, places, table, p, q, a, b, y, a_bar, b_bar, y_bar, pair_bars)
     return 0
 
 

@@ -187,3 +187,11 @@ def test_a_batch_of_molecules(name: str, route: Any) -> None:
     with jax.numpy_dtype_promotion("standard"):
         batch, single = jax.jit(jax.vmap(descend))(molecules), [jax.jit(descend)(r) for r in molecules]
     np.testing.assert_allclose(batch, np.stack(single), atol=1e-5)
+
+
+def test_the_same_bits_again_and_again() -> None:
+    """Also where XLA puts arrays without rows anywhere: loops that ask whether arrays overlap sum in another order."""
+    config = STUDENT.model_copy(update={"hidden_dim": 128})
+    potential, structure = Potential(random_params(config), config, engine="fused"), random_structure(9, closest=1.1)
+    results = {potential.evaluate(*structure)[1].tobytes() for _ in range(3000)}
+    assert len(results) == 1
