@@ -229,7 +229,7 @@ def test_a_child_that_fails_says_why(speed: SimpleNamespace) -> None:
 
 def test_pictures_take_rows_of_several_files(speed: SimpleNamespace, tmp_path: Path) -> None:
     row = {"median_us": 2.0, "fastest_us": 1.0, "slowest_us": 3.0}
-    one = {"device": "A", "rows": {"size-9:student:fused": row, "size-3:student:fused": row, "nve-3:painn:fused": row}}
+    one = {"device": "A", "rows": {"size-9:student:fused": row, "nve-3:student:fused": row, "batch-3:painn:fused": row}}
     two = {"rows": {"size-9:student:fused": row | {"median_us": 2.5}, "size-3:painn:torch": {"error": "out of memory"}}}
     series = speed.plot.size_series([one, two])
     assert list(series) == [("student", "fused")]

@@ -40,8 +40,9 @@ def size_series(reports: Sequence[dict[str, Any]]) -> Series:
     series: Series = {}
     for name, row in rows.items():
         what, architecture, engine = name.split(":")
-        if what.startswith("size-") and "error" not in row:
-            series.setdefault((architecture, engine), []).append((int(what.removeprefix("size-")), row))
+        kind, _, atoms = what.partition("-")
+        if kind in ("size", "nve") and "error" not in row:  # of a molecule, both are the same
+            series.setdefault((architecture, engine), []).append((int(atoms), row))
     return {key: sorted(points, key=lambda point: point[0]) for key, points in series.items()}
 
 
@@ -69,7 +70,7 @@ def draw_sizes(reports: Sequence[dict[str, Any]], path: Path) -> None:
         axis.plot(x, np.maximum(LIMIT_FLOOR, LIMIT_PER_ATOM * x), "k--", linewidth=1, label="estimated limit, H200")
         axis.set(xscale="log", yscale="log", xlabel="atoms", ylabel="time of a step, µs", title=architecture)
         axis.grid(alpha=0.3, which="both", linewidth=0.4)
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, loc="lower right")
     made.suptitle(", ".join(dict.fromkeys(report["device"] for report in reports)), fontsize=9)
     _save(made, path)
 

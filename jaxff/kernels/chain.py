@@ -113,7 +113,7 @@ def backward(
 
 
 def _step(tree: Params, config: Config, geometry: Geometry, launch: Launch) -> atoms.Step:
-    parts = launch.parts if atoms.fits(tree, config.hidden_dim) else 0
+    parts = min(launch.parts, config.hidden_dim // 16) if atoms.fits(tree, config.hidden_dim) else 0
     return atoms.Step(_MODELS[config.architecture], config, geometry, launch._replace(parts=parts))
 
 

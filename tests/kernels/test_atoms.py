@@ -138,9 +138,9 @@ def test_readout(sizes: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("config", [STUDENT, PAINN], ids=["student", "painn"])
 def test_programs_against_arrays(config: Any, parts: int) -> None:
-    """Energies and gradients with unequal weights of the atoms; an isolated atom."""
-    config, tree = prepared(config)
-    assert atoms.fits(tree.fused, F)
+    """Energies and gradients with unequal weights of the atoms; an isolated atom; at least 16 channels a program."""
+    config, tree = prepared(config, 16 * parts)
+    assert atoms.fits(tree.fused, 16 * parts)
     numbers, positions = random_structure(3)
     positions[0] += 50.0
     vectors, pairs = pairs_in_layout(positions, config.cutoff, "all")
@@ -151,7 +151,7 @@ def test_programs_against_arrays(config: Any, parts: int) -> None:
         return e, chain.backward(tree.fused, config, kept, numbers, pairs, w, launch)
 
     programs, arrays = (
-        jax.jit(run, static_argnums=0)(Launch(F, 4, count, "interpret"), jnp.asarray(vectors, jnp.float32))
+        jax.jit(run, static_argnums=0)(Launch(16, 4, 2 * count, "interpret"), jnp.asarray(vectors, jnp.float32))
         for count in (parts, 0)
     )
     for a, e in zip(programs, arrays, strict=True):
