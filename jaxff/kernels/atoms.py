@@ -367,7 +367,7 @@ class _Program(_ByTiles):
         return ref[row, column]
 
     def store(self, ref: Any, value: Any) -> None:
-        """Write what a phase made where `_out_shapes` has it."""
+        """Write what a phase made where `_out_shape` has it."""
         if isinstance(value, Shares):
             ref.x[self.i, self.part, :] = value.x
         elif isinstance(value, PerAtom):

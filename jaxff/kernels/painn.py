@@ -31,11 +31,11 @@ JOINED = ("y", "v_bar")
 
 
 class Between(NamedTuple):
-    """Weights between two messages; the last ones are followed by the readout."""
+    """Weights between two messages: of the update, and of the next gate or, after the last message, the readout."""
 
     update: Params
-    gate: Params | None
-    read: Params | None
+    gate: Any
+    read: Any
 
 
 def prepare(tree: Params, config: PainnConfig) -> Params:
@@ -105,17 +105,14 @@ def update(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
     """s', v', and z before the gate's SiLU."""
     s, kept = _gates(on, w, state, 3)
     v = [x + kept["a"][1] * y for x, y in zip(on.rows(state["v"]), on.rows(state["uv"]), strict=True)]
-    return {"s": [s], "v": v, "z_gate": on.inward([s], w.gate["C"])} | kept  # type: ignore[index]
+    return {"s": [s], "v": v, "z_gate": on.inward([s], w.gate["C"])} | kept
 
 
 def gate(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
     """What is sent: xs, xu, y = xv v'."""
-    z = on.whole(state["z_gate"]) + on.row(w.gate["c"])  # type: ignore[index]
-    xs, xu, xv = (
-        x + on.bias(w.gate["d"], k)  # type: ignore[index]
-        for k, x in enumerate(on.outward(silu(z), w.gate["D"], 3))  # type: ignore[index]
-    )
-    hidden = [on.own_share(state["z_gate"]) + on.bias(w.gate["c"])]  # type: ignore[index]
+    z = on.whole(state["z_gate"]) + on.row(w.gate["c"])
+    xs, xu, xv = (x + on.bias(w.gate["d"], k) for k, x in enumerate(on.outward(silu(z), w.gate["D"], 3)))
+    hidden = [on.own_share(state["z_gate"]) + on.bias(w.gate["c"])]
     y = [xv * x for x in on.rows(state["v"])]
     return {"xs": [xs], "xu": [xu], "xv": [xv], "y": y, "hidden_gate": hidden}
 
@@ -137,14 +134,14 @@ def gate_bwd(on: Any, config: PainnConfig, w: Between, state: Made, sums: Rows) 
     """v̄', and z̄ before the slope of the gate's SiLU."""
     a_bar, b_bar, *y_bar = sums
     (xv,), v = on.rows(state["xv"]), on.rows(state["v"])
-    z_bar = on.inward([a_bar, b_bar, inner(y_bar, v)], w.gate["Dt"])  # type: ignore[index]
+    z_bar = on.inward([a_bar, b_bar, inner(y_bar, v)], w.gate["Dt"])
     return {"v_bar": [x + xv * y for x, y in zip(on.rows(state["v_bar"]), y_bar, strict=True)], "z_gate_bar": z_bar}
 
 
 def update_hidden_bwd(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
     """s̄', and z̄ before the slope of the update's SiLU."""
     (z,) = on.full_rows(state["hidden_gate"])
-    (more,) = on.outward(on.whole(state["z_gate_bar"]) * silu_slope(z), w.gate["Ct"], 1)  # type: ignore[index]
+    (more,) = on.outward(on.whole(state["z_gate_bar"]) * silu_slope(z), w.gate["Ct"], 1)
     (s_bar,) = plus(on.rows(state["s_bar"]), [more])
     uv, vv, v_bar = (on.rows(state[name]) for name in ("uv", "vv", "v_bar"))
     above = [s_bar, s_bar * inner(uv, vv), inner(v_bar, uv)]

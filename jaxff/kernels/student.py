@@ -24,10 +24,10 @@ JOINED = ("v", "v_bar")
 
 
 class Between(NamedTuple):
-    """Weights between two messages; the last ones are followed by the readout."""
+    """Weights between two messages: of the update, and after the last message of the readout."""
 
     update: Params
-    read: Params | None
+    read: Any
 
 
 def prepare(tree: Params, config: StudentConfig) -> Params:

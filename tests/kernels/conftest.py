@@ -2,7 +2,10 @@
 
 import pytest
 
+from tests.kernels import GPU
+
 
 @pytest.fixture(scope="module", autouse=True)
-def quickly(compile_quickly: None) -> None:
-    pass
+def quickly(request: pytest.FixtureRequest) -> None:
+    if not GPU:
+        request.getfixturevalue("compile_quickly")

@@ -16,6 +16,7 @@ from jaxff.ops.mlp import mlp_fwd
 from jaxff.ops.readout import readout_bwd, readout_fwd
 from jaxff.ops.update import equivariant_update_bwd, equivariant_update_fwd, update_bwd, update_fwd
 from jaxff.tabulate import tabulate
+from tests.kernels import PROGRAMS
 from tests.structures import PAINN, STUDENT, pairs_in_layout, random_params, random_structure
 
 N, F = 5, 16
@@ -24,7 +25,7 @@ N, F = 5, 16
 def prepared(config: Any, hidden_dim: int = F) -> tuple[Any, Any]:
     config = config.model_copy(update={"hidden_dim": hidden_dim})
     tree, _ = tabulate(random_params(config), config, 16)
-    return config, kernels.prepare(models.cast(tree, np.dtype("float32")), config, "interpret")
+    return config, kernels.prepare(models.cast(tree, np.dtype("float32")), config, PROGRAMS)
 
 
 def normal(*shape: int, seed: int = 0) -> Any:
@@ -151,7 +152,7 @@ def test_programs_against_arrays(config: Any, parts: int) -> None:
         return e, chain.backward(tree.fused, config, kept, numbers, pairs, w, launch)
 
     programs, arrays = (
-        jax.jit(run, static_argnums=0)(Launch(16, 4, 2 * count, "interpret"), jnp.asarray(vectors, jnp.float32))
+        jax.jit(run, static_argnums=0)(Launch(16, 4, 2 * count, PROGRAMS), jnp.asarray(vectors, jnp.float32))
         for count in (parts, 0)
     )
     for a, e in zip(programs, arrays, strict=True):

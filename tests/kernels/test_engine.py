@@ -16,6 +16,7 @@ from jaxff.errors import ConfigError
 from jaxff.ops import accumulate_forces
 from jaxff.potential import Potential
 from jaxff.tabulate import tabulate
+from tests.kernels import GPU, ROUTES
 from tests.structures import CONFIGS as SMALL
 from tests.structures import STUDENT, pairs_in_layout, random_params, random_structure
 
@@ -23,13 +24,10 @@ CONFIGS = {name: config.model_copy(update={"hidden_dim": 16}) for name, config i
 NAMES = list(CONFIGS)
 
 
-ROUTES = ["interpret", "native"]
-
-
 def fused_potential(config: Any, route: Any) -> Potential:
     """A float32 potential whose kernels run by this route."""
     potential = Potential(random_params(config), config, engine="fused")
-    assert potential._fused.route == "native"
+    assert potential._fused.route == ROUTES[-1]
     potential._fused = kernels.prepare(potential._tree, config, route)
     return potential
 
@@ -127,6 +125,7 @@ def test_choice_of_engine() -> None:
         Potential(params, STUDENT, filters="magic")
 
 
+@pytest.mark.skipif(GPU, reason="Numba's kernels run on a CPU")
 @pytest.mark.parametrize("setting", ["missing", "switched off"])
 def test_without_numba(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """XLA serves; where the kernels were asked for, a warning says why they don't."""
@@ -141,6 +140,7 @@ def test_without_numba(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert Potential(params, STUDENT, engine="fused").engine == "xla"
 
 
+@pytest.mark.skipif(GPU, reason="Numba's kernels run on a CPU")
 @pytest.mark.skipif(os.name != "posix" or os.getuid() == 0, reason="needs a user who may not write everywhere")
 def test_without_a_folder_for_numbas_cache(tmp_path: Path) -> None:
     """Compiled anew, then."""

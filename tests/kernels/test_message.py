@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxff.kernels.message import Geometry, Launch, Sources, message, message_transpose
+from tests.kernels import GPU, PROGRAMS
 
 N, F, T = 6, 16, 9
 
@@ -49,10 +50,11 @@ def plain_message(sources: Sources, table: Any, geometry: Geometry, t: Any, u: A
 
 
 NATIVE = Launch(16, slots=4, parts=0, route="native")
-LAUNCHES = [NATIVE, *(Launch(block, slots=4, parts=0, route="interpret") for block in (8, 16))]
+LAUNCHES = [*([] if GPU else [NATIVE]), *(Launch(block, slots=4, parts=0, route=PROGRAMS) for block in (8, 16))]
+on_a_cpu = pytest.mark.skipif(GPU, reason="Numba's kernels run on a CPU")
 
 
-@pytest.mark.parametrize("launch", LAUNCHES, ids=["native", "interpret-8", "interpret-16"])
+@pytest.mark.parametrize("launch", LAUNCHES, ids=lambda launch: f"{launch.route}-{launch.block}")
 @pytest.mark.parametrize("has_y", [False, True])
 @pytest.mark.parametrize("has_b", [False, True])
 def test_kernels_against_plain_sums(has_b: bool, has_y: bool, launch: Launch) -> None:
@@ -74,6 +76,7 @@ def test_kernels_against_plain_sums(has_b: bool, has_y: bool, launch: Launch) ->
     np.testing.assert_allclose(pair_bars[1:].T[mask], (u_bar - u_bar.swapaxes(0, 1)).reshape(-1, 3)[mask], atol=1e-4)
 
 
+@on_a_cpu
 @pytest.mark.parametrize("has_b", [False, True])
 def test_native_in_slots(has_b: bool) -> None:
     """A list with places in another order, free ones too, gives what all pairs give."""
@@ -97,6 +100,7 @@ def test_native_in_slots(has_b: bool) -> None:
     np.testing.assert_allclose(back.reshape(4, -1), pair_bars_all, atol=1e-4)
 
 
+@on_a_cpu
 def test_native_under_vmap() -> None:
     """Batches, batches of batches, and batches of tables give what each system gives."""
     sources, table, geometry = random_case(True, True)
