@@ -66,6 +66,7 @@ CPU_ROWS = [
     *[f"size-{n}:{a}:fused" for a in ("student", "painn") for n in CPU_SIZES],
     *[f"{what}-{n}:{a}:xla-exact" for what in ("vjp", "energy") for a in ("student", "painn") for n in (21, 1000)],
     "compile-21:painn:xla-exact",
+    *[f"large:{a}:fused" for a in ("student", "painn")],
 ]
 
 

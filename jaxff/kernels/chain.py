@@ -93,6 +93,8 @@ def backward(
     geometry = Geometry(jnp.asarray(pairs.senders, jnp.int32), places)
     e_bar = jnp.where(numbers > 0, e_bar, 0)
     step, pair_bars = _step(tree, config, geometry, launch), []
+    if not step.launch.parts:  # or XLA would save what forward and backward both compute, which soon comes to more
+        saved = jax.lax.optimization_barrier(saved)
     scale: Array | None = e_bar
     for i in reversed(range(1, config.num_interactions)):
         sources, kept = saved[i - 1]
