@@ -65,6 +65,19 @@ OF_MODELS: list[Watched] = [
     ("repulsion, backward", "pair_repulsion_bwd", None),
     ("pairs, backward", "distance_bwd", None),
 ]
+
+
+def _of_phases(step: Any, phases: Any, *_: Any) -> str:
+    """What lies between two messages, PaiNN's gates included; after the last one, with its gradient."""
+    names = {"BETWEEN": "update", "LAST": "update, readout", "BETWEEN_BWD": "update, backward"}
+    return next(name for key, name in names.items() if getattr(step.model, key) is phases)
+
+
+def _of_phase(step: Any, phase: Callable[..., Any], weights: Any, state: Any, heard: Any) -> str:
+    name = phase.__name__.removeprefix("message_").replace("_bwd", ", backward").replace("_", " ")
+    return name if heard is None else "message, filters, " + name
+
+
 OF_KERNELS: dict[str, list[Watched]] = {
     "chain": [
         ("pairs", "distance_fwd", None),
@@ -77,21 +90,10 @@ OF_KERNELS: dict[str, list[Watched]] = {
     "atoms": [
         ("message, filters", "message", None),
         ("message, filters, backward", "message_transpose", None),
-        (lambda step, phases, *_: _of_phases(step, phases), "_on_arrays", None),
-        (lambda step, phase, *rest: _of_phase(phase, rest[-1]), "_launch", None),
+        (_of_phases, "_on_arrays", None),
+        (_of_phase, "_launch", None),
     ],
 }
-
-
-def _of_phases(step: Any, phases: Any) -> str:
-    """What lies between two messages, PaiNN's gates included; after the last one, with its gradient."""
-    names = {"BETWEEN": "update", "LAST": "update, readout", "BETWEEN_BWD": "update, backward"}
-    return next(name for key, name in names.items() if getattr(step.model, key) is phases)
-
-
-def _of_phase(phase: Callable[..., Any], heard: Any) -> str:
-    name = phase.__name__.removeprefix("message_").replace("_bwd", ", backward").replace("_", " ")
-    return name if heard is None else "message, filters, " + name
 
 
 KERNEL_PRIMITIVES = ("pallas_call", "ffi_call", "triton_kernel_call")

@@ -28,12 +28,14 @@ from jaxff.kernels.message import (
     Launch,
     Sizes,
     Sources,
+    float32_shape,
     message,
     message_sums,
     message_transpose,
     transpose_sums,
 )
 from jaxff.models.parameters import Params
+from jaxff.ops.mlp import matmul, silu_slope
 
 AXES = range(3)
 SLOTS, WARPS = 32, 4  # pairs that a program takes at once, and its warps
@@ -85,6 +87,12 @@ class Scaled(NamedTuple):
     scale: Any
 
 
+def scaled(arrays: tuple[Array, Array], scale: Float[Array, "N"] | None) -> tuple[Array, Array]:
+    """Two arrays times one number an atom."""
+    a, b = arrays
+    return arrays if scale is None else (scale[:, None] * a, scale[:, None] * b)
+
+
 def fits(tree: Params, hidden_dim: int) -> bool:
     """Whether matrices fit programs: channels are a power of 2, not too many, and the readout has a hidden layer."""
     hidden = [kernel.shape[1] for kernel, _, _ in tree["read"]["hidden"]]
@@ -93,14 +101,11 @@ def fits(tree: Params, hidden_dim: int) -> bool:
 
 def run(step: Step, phases: Sequence[Phase], weights: Weights, state: Made, heard: Heard) -> tuple[Made, Any]:
     """The state with all that the phases make, and the pair gradients [4, E] of a message transposed, or None."""
-    if heard.above is not None and heard.scale is not None and not step.launch.parts:
-        s_bar, v_bar = (heard.scale[:, None] * x for x in heard.above)
-        heard = heard._replace(above=(s_bar, v_bar), scale=None)
     if heard.above is not None:
-        above = {"s_bar": [heard.above[0]], "v_bar": heard.above[1]}
-        if heard.scale is not None:
-            above = {name: Scaled(rows, heard.scale) for name, rows in above.items()}
-        state = state | above
+        above, scale = (heard.above, heard.scale) if step.launch.parts else (scaled(heard.above, heard.scale), None)
+        heard = Heard(heard.sources, heard.table, above, scale)
+        rows: Made = {"s_bar": [above[0]], "v_bar": above[1]}
+        state = state | (rows if scale is None else {name: Scaled(x, scale) for name, x in rows.items()})
     if not step.launch.parts:
         return _run_arrays(step, phases, weights, state, heard)
     pair_bars = None
@@ -132,29 +137,13 @@ def read_on(on: Any, read: Weights, first: Shares) -> tuple[PerAtom, Array]:
         return PerAtom(jnp.sum(x * final, axis=-1)), jnp.zeros_like(x) + final
     pre = [x + on.row(read["hidden"][0][2])]
     for kernel, _, bias in read["hidden"][1:]:
-        pre.append(on.product(silu(pre[-1]), kernel) + on.row(bias))
-    energy = jnp.sum(silu(pre[-1]) * final, axis=-1)
+        pre.append(on.product(jax.nn.silu(pre[-1]), kernel) + on.row(bias))
+    energy = jnp.sum(jax.nn.silu(pre[-1]) * final, axis=-1)
     x_bar = final * silu_slope(pre[-1])
     for (_, transposed, _), z in zip(reversed(read["hidden"][1:]), reversed(pre[:-1]), strict=True):
         x_bar = on.product(x_bar, transposed) * silu_slope(z)
     (s_bar,) = on.outward(x_bar, read["hidden"][0][1], 1)
     return PerAtom(energy), s_bar
-
-
-def sigmoid(x: Array) -> Array:
-    """1 / (1 + exp(-x))."""
-    return 1 / (1 + jnp.exp(-x))
-
-
-def silu(x: Array) -> Array:
-    """x σ(x)."""
-    return x * sigmoid(x)
-
-
-def silu_slope(x: Array) -> Array:
-    """σ(x) (1 + x (1 - σ(x)))."""
-    sigma = sigmoid(x)
-    return sigma * (1 + x * (1 - sigma))
 
 
 def inner(x: Rows, y: Rows) -> Array:
@@ -223,7 +212,7 @@ class Atoms:
 
     def product(self, x: Array, kernel: Array) -> Array:
         """x K."""
-        return jnp.dot(x, kernel, precision=jax.lax.Precision.HIGHEST)
+        return matmul(x, kernel)
 
 
 class _Tile(NamedTuple):
@@ -432,7 +421,7 @@ def _launch(step: Step, phase: Phase, weights: Weights, state: Made, heard: Hear
     sums = _sums_shape(heard, f // parts)
     made = jax.eval_shape(lambda *sums: phase(_Listing(f, parts), step.config, weights, noting, *sums), *sums)
     out = {name: _out_shape(value, n, f, parts, name in step.model.JOINED) for name, value in made.items()}
-    bars = _shape(parts, 4, pairs) if heard is not None and heard.above is not None else None
+    bars = float32_shape(parts, 4, pairs) if heard is not None and heard.above is not None else None
     results, bars = pl.pallas_call(
         partial(_kernel, step._replace(geometry=None), phase, Sizes(step.geometry, n, f, _pairwise(step))),  # type: ignore[arg-type]
         out_shape=(out, bars),
@@ -477,20 +466,16 @@ def _sums_shape(heard: Heard | None, size: int) -> list[list[jax.ShapeDtypeStruc
     if heard is None:
         return []
     has_b, has_y = heard.sources.b is not None, heard.sources.y is not None
-    return [[_shape(size)] * (4 if heard.above is None else 1 + has_b + 3 * has_y)]
+    return [[float32_shape(size)] * (4 if heard.above is None else 1 + has_b + 3 * has_y)]
 
 
 def _out_shape(value: Any, n: int, f: int, parts: int, joined: bool) -> Any:
     if isinstance(value, Shares):
-        return Shares(_shape(n, parts, *value.x.shape))
+        return Shares(float32_shape(n, parts, *value.x.shape))
     if isinstance(value, PerAtom):
-        return PerAtom(_shape(n))
-    return _shape(n, len(value) * f) if joined else [_shape(n, f)] * len(value)
+        return PerAtom(float32_shape(n))
+    return float32_shape(n, len(value) * f) if joined else [float32_shape(n, f)] * len(value)
 
 
 def _pairwise(step: Step) -> Launch:
     return step.launch._replace(block=step.config.hidden_dim // step.launch.parts, slots=SLOTS)
-
-
-def _shape(*shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.float32)

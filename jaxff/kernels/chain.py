@@ -102,10 +102,8 @@ def backward(
         made, pair_bar = atoms.run(step, step.model.BETWEEN_BWD, step.model.weights(tree, i - 1, False), kept, heard)
         (s_bar,), v_bar, scale = made["s_bar"], made["v_bar"], None
         pair_bars.append(pair_bar)
-    if scale is not None:
-        s_bar, v_bar = scale[:, None] * s_bar, scale[:, None] * v_bar
-    sources = step.model.first_sources(tree, numbers)
-    pair_bars.append(message_transpose(sources, (s_bar, v_bar), _table(tree, 0), geometry, launch)[1])
+    sources, above = step.model.first_sources(tree, numbers), atoms.scaled((s_bar, v_bar), scale)
+    pair_bars.append(message_transpose(sources, above, _table(tree, 0), geometry, launch)[1])
     pair_bar = jnp.where(pairs.mask, atoms.total(pair_bars), 0)
     d_bar = pair_bar[0] * (tree["interaction_0"]["table"].shape[0] / config.cutoff)
     if repulsion is not None:

@@ -68,7 +68,7 @@ def message(
     n, f = sources.a.shape
     return pl.pallas_call(
         partial(_message_kernel, Sizes(geometry, n, f, launch)),
-        out_shape=(_shape(n, f), _shape(n, 3 * f)),
+        out_shape=(float32_shape(n, f), float32_shape(n, 3 * f)),
         grid=(n, f // launch.block),
         interpret=launch.interpret,
         compiler_params=triton.CompilerParams(num_warps=_warps(launch), num_stages=2),
@@ -98,7 +98,7 @@ def message_transpose(
     e = geometry.senders.shape[0]
     bars, pair_bars = pl.pallas_call(
         partial(_transpose_kernel, Sizes(geometry, n, f, launch)),
-        out_shape=(jax.tree.map(lambda x: _shape(*x.shape), sources), _shape(f // launch.block, 4, e)),
+        out_shape=(jax.tree.map(lambda x: float32_shape(*x.shape), sources), float32_shape(f // launch.block, 4, e)),
         grid=(n, f // launch.block),
         interpret=launch.interpret,
         compiler_params=triton.CompilerParams(num_warps=_warps(launch), num_stages=2),
@@ -286,7 +286,8 @@ def _own(ref: Any, channels: Array, *, i: Array) -> Float[Array, "1 B"]:
     return ref[i, channels][None, :]
 
 
-def _shape(*shape: int) -> jax.ShapeDtypeStruct:
+def float32_shape(*shape: int) -> jax.ShapeDtypeStruct:
+    """Of an output."""
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 

@@ -17,14 +17,16 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxff.config import PainnConfig
-from jaxff.kernels.atoms import Made, Rows, inner, plus, read_in, read_on, silu, silu_slope
+from jaxff.kernels.atoms import Made, Rows, inner, plus, read_in, read_on
 from jaxff.kernels.message import Sources
 from jaxff.models.parameters import Params, dense_layers
-from jaxff.ops.mlp import mlp_fwd
+from jaxff.ops.distance import divide_or_zero
+from jaxff.ops.mlp import mlp_fwd, silu_slope
 
 KEPT = ("v", "uv", "vv", "hidden", "a", "hidden_gate", "xv")  # what the backward of `BETWEEN` reads
 JOINED = ("y", "v_bar")
@@ -95,7 +97,7 @@ def update_hidden(on: Any, config: PainnConfig, w: Between, state: Made) -> Made
 def _gates(on: Any, w: Between, state: Made, parts: int) -> tuple[Array, Made]:
     """s'; and to be kept z, and a_sv with, if three parts are wanted, a_vv."""
     z = on.whole(state["z"]) + on.row(w.update["a"])
-    a = [gate + on.bias(w.update["b"], k) for k, gate in enumerate(on.outward(silu(z), w.update["B"], parts))]
+    a = [gate + on.bias(w.update["b"], k) for k, gate in enumerate(on.outward(jax.nn.silu(z), w.update["B"], parts))]
     (s,), uv, vv = on.rows(state["s"]), on.rows(state["uv"]), on.rows(state["vv"])
     hidden = [on.own_share(state["z"]) + on.bias(w.update["a"])]
     return s + a[0] + a[1] * inner(uv, vv), {"hidden": hidden, "a": a[1:]}
@@ -111,7 +113,7 @@ def update(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
 def gate(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
     """What is sent: xs, xu, y = xv v'."""
     z = on.whole(state["z_gate"]) + on.row(w.gate["c"])
-    xs, xu, xv = (x + on.bias(w.gate["d"], k) for k, x in enumerate(on.outward(silu(z), w.gate["D"], 3)))
+    xs, xu, xv = (x + on.bias(w.gate["d"], k) for k, x in enumerate(on.outward(jax.nn.silu(z), w.gate["D"], 3)))
     hidden = [on.own_share(state["z_gate"]) + on.bias(w.gate["c"])]
     y = [xv * x for x in on.rows(state["v"])]
     return {"xs": [xs], "xu": [xu], "xv": [xv], "y": y, "hidden_gate": hidden}
@@ -155,7 +157,7 @@ def update_bwd(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
     (s_bar,), uv, vv = on.rows(state["s_bar"]), on.rows(state["uv"]), on.rows(state["vv"])
     a = on.rows(state["a"])
     h, norm = s_bar * a[0], jnp.sqrt(inner(vv, vv) + config.vector_norm_epsilon**2)
-    factor = jnp.where(norm > 0, n_bar / jnp.where(norm > 0, norm, 1.0), 0.0)
+    factor = divide_or_zero(n_bar, norm)
     uv_bar, vv_bar = [h * x for x in vv], [h * x + factor * y for x, y in zip(uv, vv, strict=True)]
     if len(a) == 2:
         uv_bar = [x + a[1] * y for x, y in zip(uv_bar, on.rows(state["v_bar"]), strict=True)]

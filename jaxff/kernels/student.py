@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxff.config import StudentConfig
-from jaxff.kernels.atoms import AXES, Made, Rows, inner, plus, read_in, read_on, silu, silu_slope, total
+from jaxff.kernels.atoms import AXES, Made, Rows, inner, plus, read_in, read_on, total
 from jaxff.kernels.message import Sources
 from jaxff.models.parameters import Params
+from jaxff.ops.distance import divide_or_zero
+from jaxff.ops.mlp import silu_slope
 
 KEPT = ("heard", "hidden", "g")  # what the backward of `BETWEEN` reads
 JOINED = ("v", "v_bar")
@@ -73,7 +76,7 @@ def message_heard(on: Any, config: StudentConfig, w: Between, state: Made, sums:
 def _gates(on: Any, w: Between, state: Made, parts: int) -> tuple[Rows, Made]:
     """o, and g1, g2 if three parts are wanted; and z, to be kept."""
     z = on.whole(state["z"]) + on.row(w.update["a"])
-    gates = [x + on.bias(w.update["b"], k) for k, x in enumerate(on.outward(silu(z), w.update["B"], parts))]
+    gates = [x + on.bias(w.update["b"], k) for k, x in enumerate(on.outward(jax.nn.silu(z), w.update["B"], parts))]
     return gates, {"hidden": [on.own_share(state["z"]) + on.bias(w.update["a"])]}
 
 
@@ -113,7 +116,7 @@ def update_bwd(on: Any, config: StudentConfig, w: Between, state: Made) -> Made:
     s_more, n_bar = on.outward(on.whole(state["z_bar"]) * silu_slope(z), w.update["At"], 2)
     v = on.rows(state["heard"])
     n = jnp.sqrt(inner(v, v))
-    factor = jnp.where(n > 0, n_bar / jnp.where(n > 0, n, 1.0), 0.0)
+    factor = divide_or_zero(n_bar, n)
     v_new = [factor * x for x in v]
     if "g" in state:
         g, v_bar = on.rows(state["g"]), on.rows(state["v_bar"])
