@@ -1,5 +1,6 @@
 """Phases between two messages: arrays against the ops that they must equal, interpreted programs against arrays."""
 
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -75,6 +76,33 @@ def test_update_of_painn(epsilon: float) -> None:
     bars = equivariant_update_bwd(epsilon, residuals, (s_bar, v_bar))
     np.testing.assert_allclose(below["s_bar"][0], bars[0], atol=2e-5)
     close(below["v_bar"], bars[1])
+
+
+@pytest.mark.parametrize("config", [STUDENT, PAINN], ids=["student", "painn"])
+def test_last_update(config: Any) -> None:
+    """Energies and their gradients through readout and update, which leaves out what no energy depends on."""
+    config, tree = prepared(config)
+    i, s, v = config.num_interactions - 1, normal(N, F), normal(N, 3, F).at[0].set(0)
+    plain, read = tree.plain[f"interaction_{i}"]["update"], dense_layers(tree.plain["readout"])
+    layers, zero = dense_layers({k: plain[k] for k in ("dense_0", "dense_1")}), jnp.zeros((N, F), jnp.float32)
+    if config.architecture == "painn":
+        model: Any = painn
+        matrices, epsilon = (plain["kernel_u"], plain["kernel_v"]), config.vector_norm_epsilon
+        (s_new, _), residuals = equivariant_update_fwd(s, v, layers, *matrices, epsilon)
+        update_backward: Any = partial(equivariant_update_bwd, epsilon)
+    else:
+        model, update_backward = student, update_bwd
+        (s_new, _), residuals = update_fwd(s, v, layers, plain["mixing_matrix"])
+    energies, kept = readout_fwd(s_new, read)
+    s_bar = readout_bwd(kept, jnp.ones(N, jnp.float32))[0]
+    bars = update_backward(residuals, (s_bar, jnp.zeros_like(v)))
+    first, *phases = model.LAST
+    weights, state = model.weights(tree.fused, i, True), {"s": [s], "v": rows(v)}
+    state |= first(atoms.Atoms(F), config, weights, state, [zero] * 4)
+    state = run(phases, config, weights, state)
+    np.testing.assert_allclose(state["energy"].x + tree.fused["read"]["offset"][0], energies, atol=1e-5)
+    np.testing.assert_allclose(state["s_bar"][0], bars[0], atol=3e-5)
+    close(state["v_bar"], bars[1])
 
 
 def test_gate_of_painn() -> None:
