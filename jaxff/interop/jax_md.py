@@ -109,8 +109,8 @@ class _PairModel:
         if jnp.shape(R) != (len(self.numbers), 3):
             raise StructureError(f"expected positions of shape [{len(self.numbers)}, 3], received {list(jnp.shape(R))}")
         displacement = partial(self.displacement, **kwargs)
-        gathers = pairs.layout == "slots" and self.potential.gradients_are_antisymmetric(pairs)
-        vectors = _pair_vectors(displacement, jnp.asarray(R), pairs, gathers).astype(self.potential.dtype)
+        antisymmetric = self.potential.gradients_are_antisymmetric(pairs)
+        vectors = _pair_vectors(displacement, jnp.asarray(R), pairs, antisymmetric).astype(self.potential.dtype)
         atomic = self.potential.atomic_energies_of_vectors(jnp.asarray(self.numbers), vectors, pairs)
         if self.box_was_checked and not {"box", "new_box"} & set(kwargs):
             return atomic

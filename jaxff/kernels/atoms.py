@@ -206,9 +206,9 @@ class Atoms:
         """x K, by F columns."""
         return jnp.split(self.product(x, kernel[:, : parts * self.f]), parts, axis=1)
 
-    def outward_each(self, xs: Rows, kernel: Array) -> Rows:
-        """x K of each x."""
-        return list(self.product(jnp.stack(xs), kernel))
+    def outward_each(self, *terms: tuple[Rows, Array]) -> Rows:
+        """x K of each x, added up over all terms of rows and a matrix."""
+        return functools.reduce(plus, [list(self.product(jnp.stack(rows), kernel)) for rows, kernel in terms])
 
     def product(self, x: Array, kernel: Array) -> Array:
         """x K."""
@@ -223,74 +223,84 @@ class _Tile(NamedTuple):
     column: int | None
 
 
+class _Read(NamedTuple):
+    """Something small that a program reads: what kind of row or number, from where, and which part."""
+
+    kind: str
+    ref: Any
+    where: tuple[int, ...] = ()
+
+
 class _ByTiles:
     """One atom: rows are a program's channels, [F/P], and matrices come in tiles."""
 
     def __init__(self, f: int, parts: int) -> None:
-        self.f, self.size = f, f // parts
+        self.f, self.parts, self.size = f, parts, f // parts
 
-    def own(self, ref: Any, part: int = 0) -> Array:
-        raise NotImplementedError
-
-    def full(self, ref: Any, part: int = 0) -> Array:
-        raise NotImplementedError
-
-    def number(self, ref: Any) -> Array:
+    def read(self, what: _Read) -> Array:
         raise NotImplementedError
 
     def tile(self, tile: _Tile) -> Array:
         raise NotImplementedError
 
+    def own(self, ref: Any, part: int = 0) -> Array:
+        return self.read(_Read("own", ref, (part,)))
+
+    def full(self, ref: Any, part: int = 0) -> Array:
+        return self.read(_Read("full", ref, (part,)))
+
+    def bias(self, ref: Any, part: int = 0) -> Array:
+        return self.read(_Read("bias", ref, (part,)))
+
+    def row(self, ref: Any) -> Array:
+        return self.read(_Read("row", ref))
+
+    def entry(self, ref: Any, row: int, column: int) -> Array:
+        return self.read(_Read("entry", ref, (row, column)))
+
+    def whole(self, shares: Shares) -> Array:
+        return total([self.read(_Read("share", shares.x, (k,))) for k in range(self.parts)])
+
+    def own_share(self, shares: Shares) -> Array:
+        return total([self.read(_Read("own of share", shares.x, (k,))) for k in range(self.parts)])
+
     def rows(self, ref: Any) -> Rows:
         if isinstance(ref, Scaled):
-            return [self.number(ref.scale) * row for row in self.rows(ref.rows)]
+            scale = self.read(_Read("number", ref.scale))
+            return [scale * row for row in self.rows(ref.rows)]
         return [self.own(x) for x in ref] if isinstance(ref, list) else [self.own(ref, axis) for axis in AXES]
 
     def full_rows(self, ref: Any) -> Rows:
         return [self.full(x) for x in ref] if isinstance(ref, list) else [self.full(ref, axis) for axis in AXES]
 
     def inward(self, xs: Rows, kernel: Any) -> Shares:
-        return Shares(total([_times(x, self.tile(_Tile(kernel, k, None))) for k, x in enumerate(xs)]))
+        return Shares(_times(xs, [self.tile(_Tile(kernel, k, None)) for k in range(len(xs))]))
 
     def outward(self, x: Array, kernel: Any, parts: int) -> Rows:
-        return [_times(x, self.tile(_Tile(kernel, None, k))) for k in range(parts)]
+        return [_times([x], [self.tile(_Tile(kernel, None, k))]) for k in range(parts)]
 
-    def outward_each(self, xs: Rows, kernel: Any) -> Rows:
-        tile = self.tile(_Tile(kernel, None, 0))
-        return [_times(x, tile) for x in xs]
+    def outward_each(self, *terms: tuple[Rows, Any]) -> Rows:
+        tiles = [self.tile(_Tile(kernel, None, 0)) for _, kernel in terms]
+        return [_times(xs, tiles) for xs in zip(*(rows for rows, _ in terms), strict=True)]
 
     def product(self, x: Array, kernel: Any) -> Array:
-        return _times(x, self.tile(_Tile(kernel, None, None)))
+        return _times([x], [self.tile(_Tile(kernel, None, None))])
 
 
 class _Listing(_ByTiles):
-    """Notes which tiles equations ask for, in order; what they compute has the right shape and no other use."""
+    """Notes what equations read, and which tiles, in order; what they compute has the right shape and no other use."""
 
     def __init__(self, f: int, parts: int) -> None:
         super().__init__(f, parts)
+        self.reads: list[_Read] = []
         self.tiles: list[_Tile] = []
 
-    def own(self, ref: Any, part: int = 0) -> Array:
-        return jnp.zeros(self.size, jnp.float32)
-
-    bias = own
-
-    def full(self, ref: Any, part: int = 0) -> Array:
-        return jnp.zeros(self.f, jnp.float32)
-
-    own_share = own
-
-    def number(self, ref: Any) -> Array:
-        return jnp.zeros((), jnp.float32)
-
-    def whole(self, shares: Shares) -> Array:
-        return jnp.zeros(shares.x.shape[-1], jnp.float32)
-
-    def row(self, ref: Any) -> Array:
-        return jnp.zeros(ref.shape[1], jnp.float32)
-
-    def entry(self, ref: Any, row: int, column: int) -> Array:
-        return jnp.zeros((), jnp.float32)
+    def read(self, what: _Read) -> Array:
+        self.reads.append(what)
+        if what.kind in ("number", "entry"):
+            return jnp.zeros((), jnp.float32)
+        sizes = {"own": self.size, "bias": self.size, "own of share": self.size, "full": self.f}
+        return jnp.zeros(sizes.get(what.kind, what.ref.shape[-1]), jnp.float32)
 
     def tile(self, tile: _Tile) -> Array:
         self.tiles.append(tile)
@@ -301,27 +311,29 @@ class _Listing(_ByTiles):
 
 
 class _Program(_ByTiles):
-    """One atom, and this program's channels of it; the next AHEAD tiles of those listed are under way."""
+    """One atom, and this program's channels of it.
 
-    def __init__(self, f: int, parts: int, tiles: Sequence[_Tile]) -> None:
+    All small reads of a listing are asked for at once, before anything waits, then the first AHEAD of its tiles.
+    """
+
+    def __init__(self, f: int, parts: int, listing: _Listing, interpret: bool) -> None:
         super().__init__(f, parts)
-        self.i, self.part = pl.program_id(0), pl.program_id(1)
-        self._left = iter(tiles)
+        self.i, self.part, self.interpret = pl.program_id(0), pl.program_id(1), interpret
+        self._came: dict[Any, Array] = {}
+        for what in listing.reads:
+            self.read(what)
+        self._left = iter(listing.tiles)
         self._coming = [self._ask() for _ in range(AHEAD)]
 
     @property
     def channels(self) -> Int[Array, "F/P"]:
         return self.part * self.size + jnp.arange(self.size, dtype=jnp.int32)
 
-    def _span(self, part: int = 0) -> Any:
-        return pl.ds(self.part * self.size + part * self.f, self.size)
-
-    def _ask(self) -> tuple[_Tile, Array] | None:
-        tile = next(self._left, None)
-        if tile is None:
-            return None
-        rows, columns = (slice(None) if k is None else self._span(k) for k in (tile.row, tile.column))
-        return tile, tile.kernel[rows, columns]
+    def read(self, what: _Read) -> Array:
+        key = what.kind, id(what.ref), what.where
+        if key not in self._came:
+            self._came[key] = self._load(*what)
+        return self._came[key]
 
     def tile(self, tile: _Tile) -> Array:
         self._coming.append(self._ask())
@@ -331,46 +343,63 @@ class _Program(_ByTiles):
         assert came[0][1:] == tile[1:]
         return came[1]
 
-    def own(self, ref: Any, part: int = 0) -> Array:
-        return ref[self.i, self._span(part)]
-
-    def full(self, ref: Any, part: int = 0) -> Array:
-        return ref[self.i, part * self.f : (part + 1) * self.f]
-
-    def number(self, ref: Any) -> Array:
-        return ref[self.i]
-
-    def bias(self, ref: Any, part: int = 0) -> Array:
-        return ref[0, self._span(part)]
-
-    def whole(self, shares: Shares) -> Array:
-        return jnp.sum(shares.x[self.i, :, :], axis=0)
-
-    def own_share(self, shares: Shares) -> Array:
-        return jnp.sum(shares.x[self.i, :, self._span()], axis=0)
-
-    def row(self, ref: Any) -> Array:
-        return ref[0, :]
-
-    def entry(self, ref: Any, row: int, column: int) -> Array:
-        return ref[row, column]
-
     def store(self, ref: Any, value: Any) -> None:
         """Write what a phase made where `_out_shape` has it."""
         if isinstance(value, Shares):
-            ref.x[self.i, self.part, :] = value.x
+            self._put(value.x, ref.x, self.part, jnp.arange(value.x.shape[0], dtype=jnp.int32))
         elif isinstance(value, PerAtom):
             ref.x[self.i] = value.x  # the same from all programs
         else:
             for k, row in enumerate(value):
                 if isinstance(ref, list):
-                    ref[k][self.i, self._span()] = row
+                    self._put(row, ref[k], self.channels)
                 else:
-                    ref[self.i, self._span(k)] = row
+                    self._put(row, ref, self.channels + k * self.f)
+
+    def _load(self, kind: str, ref: Any, where: tuple[int, ...]) -> Array:
+        match kind, *where:
+            case "own", part:
+                return ref[self.i, self._span(part)]
+            case "full", part:
+                return ref[self.i, part * self.f : (part + 1) * self.f]
+            case "bias", part:
+                return ref[0, self._span(part)]
+            case "share", part:
+                return ref[self.i, part, :]
+            case "own of share", part:
+                return ref[self.i, part, self._span()]
+            case "entry", row, column:
+                return ref[row, column]
+        return ref[0, :] if kind == "row" else ref[self.i]
+
+    def _ask(self) -> tuple[_Tile, Array] | None:
+        tile = next(self._left, None)
+        if tile is None:
+            return None
+        rows, columns = (slice(None) if k is None else self._span(k) for k in (tile.row, tile.column))
+        return tile, tile.kernel[rows, columns]
+
+    def _span(self, part: int = 0) -> Any:
+        return pl.ds(self.part * self.size + part * self.f, self.size)
+
+    def _put(self, row: Float[Array, "C"], ref: Any, *where: Array) -> None:
+        """A row, as the first of as many copies as a tile has rows at a time.
+
+        Triton then stores numbers from where a product left them: otherwise they go through shared memory first.
+        """
+        copies = 128 * WARPS // len(row)
+        if self.interpret or copies < 2:
+            ref[(self.i, *where)] = row
+            return
+        shape = copies, len(row)
+        first = jnp.broadcast_to(jnp.arange(copies, dtype=jnp.int32)[:, None] == 0, shape)
+        place = ref.at[(self.i, *where[:-1], jnp.broadcast_to(where[-1][None], shape))]
+        triton.store(place, jnp.broadcast_to(row[None], shape), mask=first)
 
 
-def _times(x: Float[Array, "K"], tile: Float[Array, "K C"]) -> Float[Array, "C"]:
-    return jnp.sum(x[:, None] * tile, axis=0)
+def _times(xs: Sequence[Float[Array, "K"]], tiles: Sequence[Float[Array, "K C"]]) -> Float[Array, "C"]:
+    """Σ_k x_k K_k."""
+    return jnp.sum(total([x[:, None] * tile for x, tile in zip(xs, tiles, strict=True)]), axis=0)
 
 
 # --- arrays of many atoms ---
@@ -451,7 +480,7 @@ def _kernel(
 
     listing = _Listing(f, parts)
     jax.eval_shape(lambda *sums: equations(listing, *sums), *_sums_shape(heard, f // parts))
-    on, sums = _Program(f, parts, listing.tiles), []
+    on, sums = _Program(f, parts, listing, step.launch.interpret), []
     if heard is not None and geometry is not None:
         args = (geometry, heard.table, heard.sources)
         if heard.above is None:

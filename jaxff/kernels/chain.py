@@ -7,6 +7,7 @@ Work that no energy depends on is left out: v = 0 entering the first interaction
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from jaxff.kernels.message import Geometry, Launch, message_transpose
 from jaxff.models.painn import pair_repulsion, pair_repulsion_bwd
 from jaxff.models.parameters import Params, dense_layers
 from jaxff.models.student import EPSILON
-from jaxff.ops.distance import distance_bwd, distance_fwd
+from jaxff.ops.distance import distance_reference, divide_or_zero
 from jaxff.system import Pairs
 
 Config = StudentConfig | PainnConfig
@@ -52,8 +53,7 @@ def forward(
     launch: Launch,
 ) -> tuple[Float[Array, "N"], Any]:
     """Atomic energies with what `backward` needs besides the arguments."""
-    (d, u), distance_residuals = distance_fwd(vectors, _epsilon(config))
-    geometry = _geometry(d, u, pairs, tree["interaction_0"]["table"].shape[0], config.cutoff)
+    geometry = _geometry(vectors, pairs, tree, config)
     step, last = _step(tree, config, geometry, launch), config.num_interactions - 1
     model, state, saved = step.model, {"s": [tree["embedding"]["table"][numbers]]}, []
     sources = model.first_sources(tree, numbers)
@@ -69,14 +69,9 @@ def forward(
         energies = energies + tree["reference"]["energies"][numbers]
     repulsion = None
     if _has_repulsion(config):
-        more, repulsion = pair_repulsion(d, numbers, pairs)
+        more, repulsion = pair_repulsion(_distances(geometry, tree, config), numbers, _inside(geometry, pairs))
         energies = energies + more
-    return jnp.where(numbers > 0, energies, 0), (
-        distance_residuals,
-        geometry.places,
-        (saved, s_bar, made["v_bar"]),
-        repulsion,
-    )
+    return jnp.where(numbers > 0, energies, 0), (geometry.places, (saved, s_bar, made["v_bar"]), repulsion)
 
 
 def backward(
@@ -89,7 +84,7 @@ def backward(
     launch: Launch,
 ) -> Float[Array, "E 3"]:
     """Antisymmetrised gradients of Σ ē_i E_i by the pair vectors."""
-    distance_residuals, places, (saved, s_bar, v_bar), repulsion = residuals
+    places, (saved, s_bar, v_bar), repulsion = residuals
     geometry = Geometry(jnp.asarray(pairs.senders, jnp.int32), places)
     e_bar = jnp.where(numbers > 0, e_bar, 0)
     step, pair_bars = _step(tree, config, geometry, launch), []
@@ -104,12 +99,14 @@ def backward(
         pair_bars.append(pair_bar)
     sources, above = step.model.first_sources(tree, numbers), atoms.scaled((s_bar, v_bar), scale)
     pair_bars.append(message_transpose(sources, above, _table(tree, 0), geometry, launch)[1])
+    pairs = _inside(geometry, pairs)
     pair_bar = jnp.where(pairs.mask, atoms.total(pair_bars), 0)
-    d_bar = pair_bar[0] * (tree["interaction_0"]["table"].shape[0] / config.cutoff)
+    d_bar, u_bar, u = pair_bar[0] * _intervals_per_angstrom(tree, config), pair_bar[1:], places[2:5]
     if repulsion is not None:
         d_bar = d_bar + pair_repulsion_bwd(repulsion, e_bar, pairs, antisymmetric=True)
-    (vectors_bar,) = distance_bwd(_epsilon(config), distance_residuals, (d_bar, pair_bar[1:].T))
-    return vectors_bar / 2
+    d = _distances(geometry, tree, config)
+    across = u_bar - jnp.sum(u * u_bar, axis=0) * u
+    return (d_bar * u + divide_or_zero(across, jnp.broadcast_to(d, across.shape))).T / 2
 
 
 def _step(tree: Params, config: Config, geometry: Geometry, launch: Launch) -> atoms.Step:
@@ -129,13 +126,29 @@ def _has_repulsion(config: Config) -> bool:
     return isinstance(config, PainnConfig) and config.repulsion == "zbl"
 
 
-def _geometry(d: Array, u: Array, pairs: Pairs, intervals: int, cutoff: float) -> Geometry:
-    x = jnp.clip(d, 0, cutoff) * (intervals / cutoff)
+def _geometry(vectors: Array, pairs: Pairs, tree: Params, config: Config) -> Geometry:
+    """Places of pairs. Nothing else reads the vectors, so that XLA makes all of it in one kernel."""
+    d, u = distance_reference(vectors, _epsilon(config))
+    intervals = tree["interaction_0"]["table"].shape[0]
+    x = jnp.clip(d, 0, config.cutoff) * _intervals_per_angstrom(tree, config)
     interval = jnp.clip(x.astype(jnp.int32), 0, intervals - 1)
     t = x - interval.astype(d.dtype)
-    # one array, which XLA makes in one kernel
     places = jnp.concatenate([jnp.stack([t, pairs.mask.astype(d.dtype)]), u.T, interval.astype(d.dtype)[None]])
     return Geometry(jnp.asarray(pairs.senders, jnp.int32), places)
+
+
+def _intervals_per_angstrom(tree: Params, config: Config) -> float:
+    return tree["interaction_0"]["table"].shape[0] / config.cutoff
+
+
+def _distances(geometry: Geometry, tree: Params, config: Config) -> Float[Array, "E"]:
+    """Distances within the cutoff, to float32's rounding as they were."""
+    return (geometry.places[0] + geometry.places[5]) / _intervals_per_angstrom(tree, config)
+
+
+def _inside(geometry: Geometry, pairs: Pairs) -> Pairs:
+    """The pairs, masked as the places have it."""
+    return replace(pairs, mask=geometry.places[1] > 0)
 
 
 _MODELS: dict[str, Any] = {"student": student, "painn": painn}

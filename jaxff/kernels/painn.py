@@ -89,7 +89,7 @@ def message_heard(on: Any, config: PainnConfig, w: Between, state: Made, sums: R
 def update_hidden(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
     """Uv, Vv, and z before the update's SiLU."""
     v, epsilon = on.full_rows(state["v"]), config.vector_norm_epsilon
-    uv, vv = on.outward_each(v, w.update["U"]), on.outward_each(v, w.update["V"])
+    uv, vv = on.outward_each((v, w.update["U"])), on.outward_each((v, w.update["V"]))
     n = jnp.sqrt(inner(vv, vv) + epsilon**2) - epsilon
     return {"uv": uv, "vv": vv, "z": on.inward([*on.rows(state["s"]), n], w.update["A"])}
 
@@ -167,7 +167,7 @@ def update_bwd(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
 def vectors_bwd(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
     """v̄."""
     uv_bar, vv_bar = on.full_rows(state["uv_bar"]), on.full_rows(state["vv_bar"])
-    v_bar = plus(on.outward_each(uv_bar, w.update["Ut"]), on.outward_each(vv_bar, w.update["Vt"]))
+    v_bar = on.outward_each((uv_bar, w.update["Ut"]), (vv_bar, w.update["Vt"]))
     return {"v_bar": v_bar if "v_bar" not in state else plus(v_bar, on.rows(state["v_bar"]))}
 
 
