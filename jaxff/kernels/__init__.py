@@ -29,7 +29,7 @@ Config = StudentConfig | PainnConfig
 FEW_ATOMS = 128
 PARTS = 4  # programs that serve an atom, of few
 # channels of a message program, and pairs at once; of many atoms, forward and backward
-FEW, MANY, MANY_BACK = (32, 32), (32, 8), (128, 2)
+FEW, MANY, MANY_BACK = (32, 32), (32, 8), (128, 1)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["fused", "plain"], meta_fields=["route"])

@@ -11,7 +11,6 @@ IEEE float32, without tensor cores, in a fixed order. For many atoms the same eq
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import ModuleType
@@ -32,6 +31,7 @@ from jaxff.kernels.message import (
     message,
     message_sums,
     message_transpose,
+    total,
     transpose_sums,
 )
 from jaxff.models.parameters import Params
@@ -149,11 +149,6 @@ def read_on(on: Any, read: Weights, first: Shares) -> tuple[PerAtom, Array]:
 def inner(x: Rows, y: Rows) -> Array:
     """Σ_k x_k y_k."""
     return total([a * b for a, b in zip(x, y, strict=True)])
-
-
-def total(terms: Sequence[Array]) -> Array:
-    """Σ_k x_k, from the first."""
-    return functools.reduce(operator.add, terms)
 
 
 def plus(x: Rows, y: Rows) -> Rows:
@@ -329,10 +324,14 @@ class _Program(_ByTiles):
     def channels(self) -> Int[Array, "F/P"]:
         return self.part * self.size + jnp.arange(self.size, dtype=jnp.int32)
 
+    def span(self, part: int) -> Any:
+        """This program's channels of the part-th F."""
+        return pl.ds(self.part * self.size + part * self.f, self.size)
+
     def read(self, what: _Read) -> Array:
         key = what.kind, id(what.ref), what.where
         if key not in self._came:
-            self._came[key] = self._load(*what)
+            self._came[key] = what.ref[_PLACES[what.kind](self, *what.where)]
         return self._came[key]
 
     def tile(self, tile: _Tile) -> Array:
@@ -356,31 +355,12 @@ class _Program(_ByTiles):
                 else:
                     self._put(row, ref, self.channels + k * self.f)
 
-    def _load(self, kind: str, ref: Any, where: tuple[int, ...]) -> Array:
-        match kind, *where:
-            case "own", part:
-                return ref[self.i, self._span(part)]
-            case "full", part:
-                return ref[self.i, part * self.f : (part + 1) * self.f]
-            case "bias", part:
-                return ref[0, self._span(part)]
-            case "share", part:
-                return ref[self.i, part, :]
-            case "own of share", part:
-                return ref[self.i, part, self._span()]
-            case "entry", row, column:
-                return ref[row, column]
-        return ref[0, :] if kind == "row" else ref[self.i]
-
     def _ask(self) -> tuple[_Tile, Array] | None:
         tile = next(self._left, None)
         if tile is None:
             return None
-        rows, columns = (slice(None) if k is None else self._span(k) for k in (tile.row, tile.column))
+        rows, columns = (slice(None) if k is None else self.span(k) for k in (tile.row, tile.column))
         return tile, tile.kernel[rows, columns]
-
-    def _span(self, part: int = 0) -> Any:
-        return pl.ds(self.part * self.size + part * self.f, self.size)
 
     def _put(self, row: Float[Array, "C"], ref: Any, *where: Array) -> None:
         """A row, as the first of as many copies as a tile has rows at a time.
@@ -395,6 +375,18 @@ class _Program(_ByTiles):
         first = jnp.broadcast_to(jnp.arange(copies, dtype=jnp.int32)[:, None] == 0, shape)
         place = ref.at[(self.i, *where[:-1], jnp.broadcast_to(where[-1][None], shape))]
         triton.store(place, jnp.broadcast_to(row[None], shape), mask=first)
+
+
+_PLACES: dict[str, Callable[..., Any]] = {  # of what is read, by its kind
+    "own": lambda on, part: (on.i, on.span(part)),
+    "full": lambda on, part: (on.i, slice(part * on.f, (part + 1) * on.f)),
+    "share": lambda on, part: (on.i, part, slice(None)),
+    "own of share": lambda on, part: (on.i, part, on.span(0)),
+    "number": lambda on: (on.i,),
+    "bias": lambda on, part: (0, on.span(part)),
+    "row": lambda on: (0, slice(None)),
+    "entry": lambda on, row, column: (row, column),
+}
 
 
 def _times(xs: Sequence[Float[Array, "K"]], tiles: Sequence[Float[Array, "K C"]]) -> Float[Array, "C"]:
@@ -459,7 +451,7 @@ def _launch(step: Step, phase: Phase, weights: Weights, state: Made, heard: Hear
         compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=1),
         name=f"{step.config.architecture}_{phase.__name__}",
     )(None if heard is None else step.geometry, heard, {name: state[name] for name in noting.read}, weights)
-    return results, None if bars is None else jnp.sum(bars, axis=0)
+    return results, None if bars is None else total(list(bars))
 
 
 def _kernel(

@@ -127,14 +127,14 @@ def _has_repulsion(config: Config) -> bool:
 
 
 def _geometry(vectors: Array, pairs: Pairs, tree: Params, config: Config) -> Geometry:
-    """Places of pairs. Nothing else reads the vectors, so that XLA makes all of it in one kernel."""
+    """Places of pairs. Behind the barrier nothing reads the vectors, so that XLA makes all of it in one kernel."""
     d, u = distance_reference(vectors, _epsilon(config))
     intervals = tree["interaction_0"]["table"].shape[0]
     x = jnp.clip(d, 0, config.cutoff) * _intervals_per_angstrom(tree, config)
     interval = jnp.clip(x.astype(jnp.int32), 0, intervals - 1)
     t = x - interval.astype(d.dtype)
     places = jnp.concatenate([jnp.stack([t, pairs.mask.astype(d.dtype)]), u.T, interval.astype(d.dtype)[None]])
-    return Geometry(jnp.asarray(pairs.senders, jnp.int32), places)
+    return Geometry(jnp.asarray(pairs.senders, jnp.int32), jax.lax.optimization_barrier(places))
 
 
 def _intervals_per_angstrom(tree: Params, config: Config) -> float:
