@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--nve-ps", type=float, default=20.0, help="nve: ps")
     parser.add_argument("--nve-molecules", type=int, default=10, help="nve: so many")
     parser.add_argument("--nve-atoms", type=int, default=1000, help="nve: atoms of the largest of them")
+    parser.add_argument("--speed-molecules", type=int, default=6, help="speed: so many, of all sizes")
     options = parser.parse_args()
     names = options.only.split(",") if options.only else list(FIGURES)
     unknown = [name for name in [*names, *filter(None, options.skip.split(","))] if name not in FIGURES]
@@ -64,6 +65,7 @@ def main() -> None:
     names = [name for name in names if name not in options.skip.split(",")]
     settings: dict[str, Any] = {"ps": options.ps, "nve_ps": options.nve_ps}
     settings |= {"nve_molecules": options.nve_molecules, "nve_atoms": options.nve_atoms}
+    settings["speed_molecules"] = options.speed_molecules
     if options.seconds is not None:
         settings["seconds"] = options.seconds
     context = Context(options.model, options.reference, options.output, options.small, options.limit, settings)

@@ -15,17 +15,18 @@ from evaluate.common import Context
 from jaxff.errors import ConfigError
 from jaxff.train.teachers import make_teacher
 
-SIZES, ROUNDS, BATCH, STEPS = 6, 7, 64, 50
+MOLECULES, ROUNDS, BATCH, STEPS = 6, 7, 64, 50
 
 
 def measure(context: Context) -> dict[str, Any]:
     """Milliseconds for a single call on molecules of many sizes, and a step of dynamics of many at once.
 
-    Without tblite (as on a bare GPU machine), the model's times alone. options: rounds (7), steps (50), batch (64).
+    Without tblite (as on a bare GPU machine), the model's times alone. options: speed_molecules (6), rounds (7), steps (50), batch (64).
     """
     frames = context.frames("drug")
     order = np.argsort(frames.num_atoms, kind="stable")
-    frames = frames.select(order[np.unique(np.linspace(0, len(order) - 1, SIZES).astype(int))])
+    count = context.options.get("speed_molecules", MOLECULES)
+    frames = frames.select(order[np.unique(np.linspace(0, len(order) - 1, count).astype(int))])
     try:
         teacher: Any = make_teacher("tblite:GFN2-xTB")
     except ConfigError:
