@@ -20,14 +20,13 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxff.kernels.message import (
     Geometry,
     Launch,
     Sizes,
     Sources,
-    Spread,
     float32_shape,
     message,
     message_sums,
@@ -59,9 +58,7 @@ class PerAtom(NamedTuple):
     x: Any
 
 
-Made = dict[
-    str, Any
-]  # by name: Rows, Shares, Spread or PerAtom; names in a model's JOINED are one array of all their rows
+Made = dict[str, Any]  # by name: Rows, Shares or PerAtom; names in a model's JOINED are one array of all their rows
 Phase = Callable[..., Made]  # phase(on, config, weights, state), the first phase after a message with its sums, too
 
 
@@ -79,7 +76,7 @@ class Heard(NamedTuple):
 
     sources: Sources
     table: Array
-    above: tuple[Array, Any] | None = None
+    above: tuple[Array, Array] | None = None
     scale: Float[Array, "N"] | None = None
 
 
@@ -90,11 +87,10 @@ class Scaled(NamedTuple):
     scale: Any
 
 
-def scaled(arrays: tuple[Array, Any], scale: Float[Array, "N"] | None) -> tuple[Array, Any]:
-    """Arrays times one number an atom."""
-    if scale is None:
-        return arrays
-    return jax.tree.map(lambda x: scale.reshape(-1, *[1] * (x.ndim - 1)) * x, arrays)
+def scaled(arrays: tuple[Array, Array], scale: Float[Array, "N"] | None) -> tuple[Array, Array]:
+    """Two arrays times one number an atom."""
+    a, b = arrays
+    return arrays if scale is None else (scale[:, None] * a, scale[:, None] * b)
 
 
 def fits(tree: Params, hidden_dim: int) -> bool:
@@ -205,14 +201,9 @@ class Atoms:
         """x K, by F columns."""
         return jnp.split(self.product(x, kernel[:, : parts * self.f]), parts, axis=1)
 
-    def outward_each(self, xs: Rows, kernel: Array) -> Rows:
-        """x K of each x."""
-        return list(self.product(jnp.stack(xs), kernel))
-
-    def inward_each(self, *terms: tuple[Rows, Array], more: Any) -> Rows:
-        """Σ x K of each x over terms, and more rows, if there are, for a message to read."""
-        rows = [self.outward_each(xs, kernel) for xs, kernel in terms]
-        return functools.reduce(plus, rows if more is None else [*rows, self.rows(more)])
+    def outward_each(self, *terms: tuple[Rows, Array]) -> Rows:
+        """x K of each x, added up over all terms of rows and a matrix."""
+        return functools.reduce(plus, [list(self.product(jnp.stack(rows), kernel)) for rows, kernel in terms])
 
     def product(self, x: Array, kernel: Array) -> Array:
         """x K."""
@@ -241,11 +232,6 @@ class _ByTiles:
     def __init__(self, f: int, parts: int) -> None:
         self.f, self.parts, self.size = f, parts, f // parts
 
-    @property
-    def mine(self) -> Bool[Array, "F"]:
-        """Which channels are this program's."""
-        raise NotImplementedError
-
     def read(self, what: _Read) -> Array:
         raise NotImplementedError
 
@@ -271,16 +257,12 @@ class _ByTiles:
         return total([self.read(_Read("share", shares.x, (k,))) for k in range(self.parts)])
 
     def own_share(self, shares: Shares) -> Array:
-        return total([self.read(_Read("own of share", shares.x, (k, 0))) for k in range(self.parts)])
+        return total([self.read(_Read("own of share", shares.x, (k,))) for k in range(self.parts)])
 
     def rows(self, ref: Any) -> Rows:
         if isinstance(ref, Scaled):
             scale = self.read(_Read("number", ref.scale))
             return [scale * row for row in self.rows(ref.rows)]
-        if isinstance(ref, Spread):
-            return [
-                total([self.read(_Read("own of share", ref.x, (k, axis))) for k in range(self.parts)]) for axis in AXES
-            ]
         return [self.own(x) for x in ref] if isinstance(ref, list) else [self.own(ref, axis) for axis in AXES]
 
     def full_rows(self, ref: Any) -> Rows:
@@ -292,16 +274,9 @@ class _ByTiles:
     def outward(self, x: Array, kernel: Any, parts: int) -> Rows:
         return [_times([x], [self.tile(_Tile(kernel, None, k))]) for k in range(parts)]
 
-    def outward_each(self, xs: Rows, kernel: Any) -> Rows:
-        tile = self.tile(_Tile(kernel, None, 0))
-        return [_times([x], [tile]) for x in xs]
-
-    def inward_each(self, *terms: tuple[Rows, Any], more: Any) -> Spread:
-        tiles = [self.tile(_Tile(kernel, 0, None)) for _, kernel in terms]
-        rows = [_times(xs, tiles) for xs in zip(*(xs for xs, _ in terms), strict=True)]
-        if more is None:
-            return Spread(rows)
-        return Spread([x + jnp.where(self.mine, y, 0) for x, y in zip(rows, self.full_rows(more), strict=True)])
+    def outward_each(self, *terms: tuple[Rows, Any]) -> Rows:
+        tiles = [self.tile(_Tile(kernel, None, 0)) for _, kernel in terms]
+        return [_times(xs, tiles) for xs in zip(*(rows for rows, _ in terms), strict=True)]
 
     def product(self, x: Array, kernel: Any) -> Array:
         return _times([x], [self.tile(_Tile(kernel, None, None))])
@@ -314,10 +289,6 @@ class _Listing(_ByTiles):
         super().__init__(f, parts)
         self.reads: list[_Read] = []
         self.tiles: list[_Tile] = []
-
-    @property
-    def mine(self) -> Bool[Array, "F"]:
-        return jnp.zeros(self.f, bool)
 
     def read(self, what: _Read) -> Array:
         self.reads.append(what)
@@ -353,10 +324,6 @@ class _Program(_ByTiles):
     def channels(self) -> Int[Array, "F/P"]:
         return self.part * self.size + jnp.arange(self.size, dtype=jnp.int32)
 
-    @property
-    def mine(self) -> Bool[Array, "F"]:
-        return jnp.arange(self.f, dtype=jnp.int32) // self.size == self.part
-
     def span(self, part: int) -> Any:
         """This program's channels of the part-th F."""
         return pl.ds(self.part * self.size + part * self.f, self.size)
@@ -379,9 +346,6 @@ class _Program(_ByTiles):
         """Write what a phase made where `_out_shape` has it."""
         if isinstance(value, Shares):
             self._put(value.x, ref.x, self.part, jnp.arange(value.x.shape[0], dtype=jnp.int32))
-        elif isinstance(value, Spread):
-            for k, row in enumerate(value.x):
-                self._put(row, ref.x, self.part, k * self.f + jnp.arange(self.f, dtype=jnp.int32))
         elif isinstance(value, PerAtom):
             ref.x[self.i] = value.x  # the same from all programs
         else:
@@ -417,7 +381,7 @@ _PLACES: dict[str, Callable[..., Any]] = {  # of what is read, by its kind
     "own": lambda on, part: (on.i, on.span(part)),
     "full": lambda on, part: (on.i, slice(part * on.f, (part + 1) * on.f)),
     "share": lambda on, part: (on.i, part, slice(None)),
-    "own of share": lambda on, share, part: (on.i, share, on.span(part)),
+    "own of share": lambda on, part: (on.i, part, on.span(0)),
     "number": lambda on: (on.i,),
     "bias": lambda on, part: (0, on.span(part)),
     "row": lambda on: (0, slice(None)),
@@ -465,11 +429,6 @@ class _Noting(dict[str, Any]):
     def __getitem__(self, name: str) -> Any:
         self.read.add(name)
         return super().__getitem__(name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        if name in self:
-            self.read.add(name)
-        return super().get(name, default)
 
     def __iter__(self) -> Iterator[str]:
         raise TypeError("phases name what they read")
@@ -534,8 +493,6 @@ def _sums_shape(heard: Heard | None, size: int) -> list[list[jax.ShapeDtypeStruc
 def _out_shape(value: Any, n: int, f: int, parts: int, joined: bool) -> Any:
     if isinstance(value, Shares):
         return Shares(float32_shape(n, parts, *value.x.shape))
-    if isinstance(value, Spread):
-        return Spread(float32_shape(n, parts, len(value.x) * f))
     if isinstance(value, PerAtom):
         return PerAtom(float32_shape(n))
     return float32_shape(n, len(value) * f) if joined else [float32_shape(n, f)] * len(value)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -56,12 +56,6 @@ class Sources(NamedTuple):
     y: Float[Array, "N 3F"] | None
 
 
-class Spread(NamedTuple):
-    """Rows as a sum of what P programs made of them: [N, P, ...]."""
-
-    x: Any
-
-
 def message(
     sources: Sources,
     table: Float[Array, "T 4 CF"],
@@ -86,7 +80,7 @@ def message(
 
 def message_transpose(
     sources: Sources,
-    cotangents: tuple[Float[Array, "N F"], Float[Array, "N 3F"] | Spread],
+    cotangents: tuple[Float[Array, "N F"], Float[Array, "N 3F"]],
     table: Float[Array, "T 4 CF"],
     geometry: Geometry,
     launch: Launch,
@@ -101,9 +95,7 @@ def message_transpose(
     if launch.route == "native":
         from jaxff.kernels import native
 
-        p, q = cotangents
-        assert not isinstance(q, Spread)  # only programs make them
-        return native.message_transpose(sources, (p, q), table, geometry)
+        return native.message_transpose(sources, cotangents, table, geometry)
     n, f = sources.a.shape
     e = geometry.senders.shape[0]
     bars, pair_bars = pl.pallas_call(
@@ -207,7 +199,7 @@ def transpose_sums(
     f, has_y = sizes.f, y is not None
     own = partial(_own, i=i)
     p_i, a_i, b_i = own(p, channels), own(a, channels), None if b is None else own(b, channels)
-    q_i = _vectors(q, own, channels, f)
+    q_i = [own(q, channels + axis * f) for axis in range(3)]
     y_i = None if y is None else [own(y, channels + axis * f) for axis in range(3)]
     if scale is not None:
         p_i, q_i = scale[i] * p_i, [scale[i] * x for x in q_i]
@@ -216,7 +208,7 @@ def transpose_sums(
         pair = _load_pairs(geometry, sizes, i, step)
         (wa, wa_slope), (wb, wb_slope), *wc = _filters(table, pair, channels, sizes, 2 + has_y)
         p_j = _gather(p, pair, channels)
-        q_j = _vectors(q, lambda ref, *where: _gather(ref, pair, *where), channels, f)
+        q_j = [_gather(q, pair, channels + axis * f) for axis in range(3)]
         if scale is not None:
             scale_j = triton.load(scale.at[pair.sender], mask=pair.valid, other=0)[:, None]
             p_j, q_j = scale_j * p_j, [scale_j * x for x in q_j]
@@ -266,17 +258,9 @@ def _load_pairs(geometry: Sequence[Any], sizes: Sizes, i: Array, step: Array) ->
     return _Pair(load(senders.at[index]), interval.astype(jnp.int32), t, mask > 0, u, index, inside)
 
 
-def _gather(ref: Any, pair: _Pair, channels: Array, *part: int) -> Float[Array, "S B"]:
+def _gather(ref: Any, pair: _Pair, channels: Array) -> Float[Array, "S B"]:
     """Rows of the senders, 0 for pairs that don't count."""
-    return triton.load(ref.at[(pair.sender[:, None], *part, channels[None, :])], mask=pair.valid[:, None], other=0)
-
-
-def _vectors(q: Any, load: Callable[..., Array], channels: Int[Array, "B"], f: int) -> list[Array]:
-    """Three rows, with what `load` takes from a ref at channels, of a part if there are some."""
-    if isinstance(q, Spread):
-        parts = range(q.x.shape[1])
-        return [total([load(q.x, channels + axis * f, k) for k in parts]) for axis in range(3)]
-    return [load(q, channels + axis * f) for axis in range(3)]
+    return triton.load(ref.at[pair.sender[:, None], channels[None, :]], mask=pair.valid[:, None], other=0)
 
 
 def _filters(table: Any, pair: _Pair, channels: Array, sizes: Sizes, count: int) -> list[tuple[Array, Array]]:
@@ -300,8 +284,8 @@ def _along(pair: _Pair, x: list[Array]) -> Float[Array, "S B"]:
     return pair.u[0][:, None] * x[0] + pair.u[1][:, None] * x[1] + pair.u[2][:, None] * x[2]
 
 
-def _own(ref: Any, channels: Array, *part: int, i: Array) -> Float[Array, "1 B"]:
-    return ref[(i, *part, channels)][None, :]
+def _own(ref: Any, channels: Array, *, i: Array) -> Float[Array, "1 B"]:
+    return ref[i, channels][None, :]
 
 
 def total(terms: Sequence[Array]) -> Array:

@@ -89,7 +89,7 @@ def message_heard(on: Any, config: PainnConfig, w: Between, state: Made, sums: R
 def update_hidden(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
     """Uv, Vv, and z before the update's SiLU."""
     v, epsilon = on.full_rows(state["v"]), config.vector_norm_epsilon
-    uv, vv = on.outward_each(v, w.update["U"]), on.outward_each(v, w.update["V"])
+    uv, vv = on.outward_each((v, w.update["U"])), on.outward_each((v, w.update["V"]))
     n = jnp.sqrt(inner(vv, vv) + epsilon**2) - epsilon
     return {"uv": uv, "vv": vv, "z": on.inward([*on.rows(state["s"]), n], w.update["A"])}
 
@@ -151,23 +151,29 @@ def update_hidden_bwd(on: Any, config: PainnConfig, w: Between, state: Made) -> 
 
 
 def update_bwd(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
-    """s̄ and v̄."""
+    """s̄, (Uv)‾ and (Vv)‾."""
     (z,) = on.full_rows(state["hidden"])
     s_more, n_bar = on.outward(on.whole(state["z_bar"]) * silu_slope(z), w.update["At"], 2)
     (s_bar,), uv, vv = on.rows(state["s_bar"]), on.rows(state["uv"]), on.rows(state["vv"])
-    a, v_bar = on.rows(state["a"]), state.get("v_bar")
+    a = on.rows(state["a"])
     h, norm = s_bar * a[0], jnp.sqrt(inner(vv, vv) + config.vector_norm_epsilon**2)
     factor = divide_or_zero(n_bar, norm)
     uv_bar, vv_bar = [h * x for x in vv], [h * x + factor * y for x, y in zip(uv, vv, strict=True)]
-    if v_bar is not None:
-        uv_bar = [x + a[1] * y for x, y in zip(uv_bar, on.rows(v_bar), strict=True)]
-    v_bar = on.inward_each((uv_bar, w.update["Ut"]), (vv_bar, w.update["Vt"]), more=v_bar)
-    return {"s_bar": [s_bar + s_more], "v_bar": v_bar}
+    if len(a) == 2:
+        uv_bar = [x + a[1] * y for x, y in zip(uv_bar, on.rows(state["v_bar"]), strict=True)]
+    return {"s_bar": [s_bar + s_more], "uv_bar": uv_bar, "vv_bar": vv_bar}
+
+
+def vectors_bwd(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
+    """v̄."""
+    uv_bar, vv_bar = on.full_rows(state["uv_bar"]), on.full_rows(state["vv_bar"])
+    v_bar = on.outward_each((uv_bar, w.update["Ut"]), (vv_bar, w.update["Vt"]))
+    return {"v_bar": v_bar if "v_bar" not in state else plus(v_bar, on.rows(state["v_bar"]))}
 
 
 BETWEEN = (message_heard, update_hidden, update, gate)
-LAST = (message_heard, update_hidden, update_last, readout, update_bwd)
-BETWEEN_BWD = (gate_bwd, update_hidden_bwd, update_bwd)
+LAST = (message_heard, update_hidden, update_last, readout, update_bwd, vectors_bwd)
+BETWEEN_BWD = (gate_bwd, update_hidden_bwd, update_bwd, vectors_bwd)
 
 
 def _transposed(weights: Params) -> Params:

@@ -72,7 +72,7 @@ def test_update_of_painn(epsilon: float) -> None:
         "hidden_gate": [s],
         "z_gate_bar": atoms.Shares(jnp.zeros((N, F), jnp.float32)),
     }
-    below = run([painn.update_hidden_bwd, painn.update_bwd], config, weights, above)
+    below = run([painn.update_hidden_bwd, painn.update_bwd, painn.vectors_bwd], config, weights, above)
     bars = equivariant_update_bwd(epsilon, residuals, (s_bar, v_bar))
     np.testing.assert_allclose(below["s_bar"][0], bars[0], atol=2e-5)
     close(below["v_bar"], bars[1])
