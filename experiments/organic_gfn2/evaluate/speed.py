@@ -21,7 +21,8 @@ MOLECULES, ROUNDS, BATCH, STEPS = 6, 7, 64, 50
 def measure(context: Context) -> dict[str, Any]:
     """Milliseconds for a single call on molecules of many sizes, and a step of dynamics of many at once.
 
-    Without tblite (as on a bare GPU machine), the model's times alone. options: speed_molecules (6), rounds (7), steps (50), batch (64).
+    Without tblite (as on a bare GPU machine), the model's times alone. options: speed_molecules (6), rounds (7),
+    steps (50), batch (64).
     """
     frames = context.frames("drug")
     order = np.argsort(frames.num_atoms, kind="stable")
