@@ -19,7 +19,7 @@ from jaxff.potential import Potential
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 FOLDER = Path(__file__).parents[1] / "experiments" / "speed"
-SCRIPTS = ("results", "children", "systems", "rows", "sizes", "first_step", "plot", "breakdown", "run")
+SCRIPTS = ("results", "children", "systems", "rows", "sizes", "first_step", "plot", "breakdown", "run", "registers")
 SMALL = {"hidden_dim": 16, "num_interactions": 2, "num_rbf": 6}
 
 
@@ -261,3 +261,22 @@ def test_pytorch_with_fixed_edges_is_the_student(speed: SimpleNamespace) -> None
     row = torch_rows.eager(torch_student(StudentConfig(**SMALL)), 130, "cpu")
     assert row["finite"]
     assert row["fastest_us"] <= row["median_us"] <= row["slowest_us"]
+
+
+def test_registers(
+    speed: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The kernels of a step as Triton is to have them; without Triton, and of a wrong row, one line and code 2."""
+    try:
+        found = speed.registers.lowered("student", 5)
+    except RuntimeError as error:  # some releases lower for a GPU only where one is
+        pytest.skip(str(error))
+    assert [kernel.name for kernel in found][-1] == "message_transpose"
+    assert all("tt.func" in kernel.text for kernel in found)
+    monkeypatch.setattr(speed.registers, "find_spec", lambda _: None)
+    for row, message in (("student:5", "pip install triton"), ("student:many", "received student:many")):
+        with pytest.raises(SystemExit) as stop:
+            run_script(speed.registers, monkeypatch, row, "-o", tmp_path / "out.json")
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
