@@ -80,7 +80,6 @@ def _of_phase(step: Any, phase: Callable[..., Any], weights: Any, state: Any, he
 
 OF_KERNELS: dict[str, list[Watched]] = {
     "chain": [
-        ("pairs", "distance_fwd", None),
         ("pairs", "_geometry", None),
         ("repulsion", "pair_repulsion", None),
         ("repulsion, backward", "pair_repulsion_bwd", None),
@@ -91,8 +90,8 @@ OF_KERNELS: dict[str, list[Watched]] = {
         ("message, filters", "message", None),
         ("message, filters, backward", "message_transpose", None),
         (_of_phases, "_on_arrays", None),
-        (_of_phase, "_launch", None),
     ],
+    "programs": [(_of_phase, "_launch", None)],
 }
 
 

@@ -120,15 +120,11 @@ def main() -> None:
     report: dict[str, Any] = {"capability": args.capability, "versions": versions_with("jax", "triton"), "rows": {}}
     for row in args.rows:
         architecture, _, atoms = row.partition(":")
-        found: dict[str, Any] = {}
+        runs: dict[str, list[dict[str, Any]]] = {}
         for kernel in lowered(architecture, int(atoms)):
-            facts = compiled(kernel, args.capability)
-            # the same name with other arguments is other code: the largest is told
-            known = found.setdefault(kernel.name, facts | {"runs": 0})
-            runs = known["runs"] + 1
-            if facts["registers"] > known["registers"]:
-                known |= facts
-            known["runs"] = runs
+            runs.setdefault(kernel.name, []).append(compiled(kernel, args.capability))
+        # a name with other arguments is other code: the one with most registers is told
+        found = {name: max(of, key=lambda run: run["registers"]) | {"runs": len(of)} for name, of in runs.items()}
         report["rows"][row] = found
         print(row, *(f"    {name} {facts}" for name, facts in found.items()), sep="\n", flush=True)
         write(args.output, report)

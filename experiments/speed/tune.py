@@ -2,7 +2,7 @@
 
     python experiments/speed/tune.py -o OUT.json --seconds 100 [--variants 4,32,4,3 8,32,2,3]
 
-Variants are programs of an atom, pairs that one takes at once, its warps, tiles asked for ahead (jaxff.kernels.atoms).
+Variants: programs of an atom, pairs that one takes at once, its warps, tiles asked for ahead (jaxff.kernels.programs).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from rows import CONFIGS, nve, potential
 from systems import structure
 
 import jaxff.kernels
-from jaxff.kernels import atoms
+from jaxff.kernels import programs
 from jaxff.potential import Potential
 
 
 def choose(variant: str) -> None:
     """Take the constants of a variant from here on."""
-    jaxff.kernels.PARTS, atoms.SLOTS, atoms.WARPS, atoms.AHEAD = (int(x) for x in variant.split(","))
+    jaxff.kernels.PARTS, programs.SLOTS, programs.WARPS, programs.AHEAD = (int(x) for x in variant.split(","))
     jax.clear_caches()
 
 

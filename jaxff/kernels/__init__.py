@@ -149,7 +149,7 @@ def _one_or_many(
 ) -> Any:
     """run(launch, *args): for few atoms as one molecule wants it, under vmap as many do.
 
-    Few atoms: programs for each (jaxff.kernels.atoms). Many, and on a CPU: XLA's products are faster.
+    Few atoms: programs for each (jaxff.kernels.programs). Many, and on a CPU: XLA's products are faster.
     """
     route = args[0].route
     many = partial(run, Launch(math.gcd(config.hidden_dim, message[0]), message[1], 0, route))

@@ -7,6 +7,7 @@ Work that no energy depends on is left out: v = 0 entering the first interaction
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,12 +17,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxff.config import PainnConfig, StudentConfig
-from jaxff.kernels import atoms, painn, student
+from jaxff.kernels import atoms, painn, programs, student
 from jaxff.kernels.message import Geometry, Launch, message_transpose
 from jaxff.models.painn import pair_repulsion, pair_repulsion_bwd
 from jaxff.models.parameters import Params, dense_layers
 from jaxff.models.student import EPSILON
-from jaxff.ops.distance import distance_reference, divide_or_zero
+from jaxff.ops.distance import distance_bwd, distance_reference
 from jaxff.system import Pairs
 
 Config = StudentConfig | PainnConfig
@@ -59,11 +60,11 @@ def forward(
     sources = model.first_sources(tree, numbers)
     for i in range(last):
         heard = atoms.Heard(sources, _table(tree, i))
-        made, _ = atoms.run(step, model.BETWEEN, model.weights(tree, i, False), state, heard)
+        made, _ = _run(step, model.BETWEEN, model.weights(tree, i, False), state, heard)
         sources, state = model.sources(made), {"s": made["s"], "v": made["v"]}
         saved.append((sources, {name: made[name] for name in model.KEPT}))
     heard = atoms.Heard(sources, _table(tree, last))
-    made, _ = atoms.run(step, model.LAST, model.weights(tree, last, True), state, heard)
+    made, _ = _run(step, model.LAST, model.weights(tree, last, True), state, heard)
     energies, (s_bar,) = made["energy"].x + tree["read"]["offset"][0], made["s_bar"]
     if "reference" in tree:
         energies = energies + tree["reference"]["energies"][numbers]
@@ -94,24 +95,39 @@ def backward(
     for i in reversed(range(1, config.num_interactions)):
         sources, kept = saved[i - 1]
         heard = atoms.Heard(sources, _table(tree, i), (s_bar, v_bar), scale)
-        made, pair_bar = atoms.run(step, step.model.BETWEEN_BWD, step.model.weights(tree, i - 1, False), kept, heard)
+        made, pair_bar = _run(step, step.model.BETWEEN_BWD, step.model.weights(tree, i - 1, False), kept, heard)
         (s_bar,), v_bar, scale = made["s_bar"], made["v_bar"], None
         pair_bars.append(pair_bar)
     sources, above = step.model.first_sources(tree, numbers), atoms.scaled((s_bar, v_bar), scale)
     pair_bars.append(message_transpose(sources, above, _table(tree, 0), geometry, launch)[1])
     pairs = _inside(geometry, pairs)
     pair_bar = jnp.where(pairs.mask, atoms.total(pair_bars), 0)
-    d_bar, u_bar, u = pair_bar[0] * _intervals_per_angstrom(tree, config), pair_bar[1:], places[2:5]
+    d_bar = pair_bar[0] * _intervals_per_angstrom(tree, config)
     if repulsion is not None:
         d_bar = d_bar + pair_repulsion_bwd(repulsion, e_bar, pairs, antisymmetric=True)
-    d = _distances(geometry, tree, config)
-    across = u_bar - jnp.sum(u * u_bar, axis=0) * u
-    return (d_bar * u + divide_or_zero(across, jnp.broadcast_to(d, across.shape))).T / 2
+    epsilon, d = _epsilon(config), _distances(geometry, tree, config)
+    vectors = (places[2:5] * (d + epsilon)).T
+    (vectors_bar,) = distance_bwd(epsilon, (vectors, d), (d_bar, pair_bar[1:].T))
+    return vectors_bar / 2
 
 
 def _step(tree: Params, config: Config, geometry: Geometry, launch: Launch) -> atoms.Step:
-    parts = min(launch.parts, config.hidden_dim // 16) if atoms.fits(tree, config.hidden_dim) else 0
+    parts = min(launch.parts, config.hidden_dim // 16) if programs.fits(tree, config.hidden_dim) else 0
     return atoms.Step(_MODELS[config.architecture], config, geometry, launch._replace(parts=parts))
+
+
+def _run(
+    step: atoms.Step, phases: Sequence[atoms.Phase], weights: Any, state: atoms.Made, heard: atoms.Heard
+) -> tuple[atoms.Made, Any]:
+    """The state with all that the phases make, and the pair gradients [4, E] of a message transposed, or None."""
+    if heard.above is not None:
+        above, scale = heard.above, heard.scale
+        if not step.launch.parts:
+            above, scale = atoms.scaled(above, scale), None
+        heard = atoms.Heard(heard.sources, heard.table, above, scale)
+        bars: atoms.Made = {"s_bar": [above[0]], "v_bar": above[1]}
+        state = state | (bars if scale is None else {name: atoms.Scaled(x, scale) for name, x in bars.items()})
+    return (programs.run_programs if step.launch.parts else atoms.run_arrays)(step, phases, weights, state, heard)
 
 
 def _table(tree: Params, i: int) -> Array:

@@ -27,7 +27,7 @@ Route = Literal["triton", "native", "interpret"]  # a GPU's kernels; the CPU's; 
 class Launch(NamedTuple):
     """How kernels run: channels of a message program (a power of 2 that divides F) and pairs that it takes at once;
 
-    how many programs serve an atom between two messages (jaxff.kernels.atoms), 0 where arrays do; and what runs them.
+    how many programs serve an atom between two messages (jaxff.kernels.programs), 0 where arrays do; what runs them.
     """
 
     block: int

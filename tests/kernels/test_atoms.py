@@ -12,6 +12,7 @@ import pytest
 from jaxff import kernels, models
 from jaxff.kernels import atoms, chain, painn, student
 from jaxff.kernels.message import Launch
+from jaxff.kernels.programs import fits
 from jaxff.models.parameters import dense_layers
 from jaxff.ops.mlp import mlp_fwd
 from jaxff.ops.readout import readout_bwd, readout_fwd
@@ -161,7 +162,7 @@ def test_readout(sizes: tuple[int, ...]) -> None:
     energy, slopes = atoms.read_on(on, read, atoms.read_in(on, read, s))
     np.testing.assert_allclose(energy.x + read["offset"][0], expected, atol=1e-5)
     np.testing.assert_allclose(slopes, readout_bwd(residuals, jnp.ones(N, jnp.float32))[0], atol=1e-5)
-    assert atoms.fits({"read": read}, F) == (len(sizes) > 2)
+    assert fits({"read": read}, F) == (len(sizes) > 2)
 
 
 @pytest.mark.parametrize("parts", [1, 2])
@@ -169,7 +170,7 @@ def test_readout(sizes: tuple[int, ...]) -> None:
 def test_programs_against_arrays(config: Any, parts: int) -> None:
     """Energies and gradients with unequal weights of the atoms; an isolated atom; at least 16 channels a program."""
     config, tree = prepared(config, 16 * parts)
-    assert atoms.fits(tree.fused, 16 * parts)
+    assert fits(tree.fused, 16 * parts)
     numbers, positions = random_structure(3)
     positions[0] += 50.0
     vectors, pairs = pairs_in_layout(positions, config.cutoff, "all")
@@ -193,7 +194,7 @@ def test_programs_against_arrays(config: Any, parts: int) -> None:
 def test_kernels_lower_for_cuda(config: Any, hidden_dim: int) -> None:
     """A kernel for each phase; a width that is no power of 2 keeps message kernels alone."""
     config, tree = prepared(config, hidden_dim)
-    assert atoms.fits(tree.fused, hidden_dim) == (hidden_dim == 32)
+    assert fits(tree.fused, hidden_dim) == (hidden_dim == 32)
     numbers, positions = random_structure(5)
     vectors, pairs = pairs_in_layout(positions, config.cutoff, "all")
 
