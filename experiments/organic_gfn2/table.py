@@ -18,7 +18,8 @@ MODELS = ("organic", "organic-small", "student")
 
 def rows() -> dict[str, dict[str, dict[str, Any]]]:
     """What was measured -> model -> row, in the order of the result files."""
-    order = ("forces", "geometry", "frequencies", "torsions", "stability", "nve", "invariance", "uncertainty", "speed")
+    order = ("forces", "geometry", "frequencies", "torsions", "stability", "nve", "invariance", "uncertainty")
+    order += ("speed", "speed_h100")
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for model in MODELS:
         for figure in order:
@@ -35,9 +36,15 @@ def table() -> str:
     for what, by_model in rows().items():
         first = next(iter(by_model.values()))
         bar = f"{first['bar']:g} ({first['aim']:g})" if "bar" in first else ""
-        values = [f"{by_model[m]['value']:.3g} {by_model[m]['unit']}".rstrip() if m in by_model else "" for m in MODELS]
+        values = [
+            f"{_short(by_model[m]['value'])} {by_model[m]['unit']}".rstrip() if m in by_model else "" for m in MODELS
+        ]
         lines.append(f"| {what} | {first['on']} | {bar} | " + " | ".join(values) + " |")
     return "\n".join(lines)
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def main() -> None:

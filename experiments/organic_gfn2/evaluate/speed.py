@@ -46,15 +46,18 @@ def measure(context: Context) -> dict[str, Any]:
         rows[frame.molecule] = {"atoms": len(z)} | row
     batch = context.options.get("batch", BATCH)
     on = f"{len(rows)} molecules of {frames.num_atoms.min()} to {frames.num_atoms.max()} atoms"
+    device = jax.devices()[0]
+    where = "" if device.platform == "cpu" else f", on one {device.device_kind}"
     headline = [
-        {"what": what, "value": float(np.median([row[key] for row in rows.values()])), "unit": "x", "on": on}
+        {"what": what + where, "value": float(np.median([row[key] for row in rows.values()])), "unit": "x", "on": on}
         for what, key in (
             ("speed over GFN2-xTB, one call", "gfn2_over_model"),
             (f"speed over GFN2-xTB, dynamics of {batch} at once, a molecule", "gfn2_over_dynamics"),
         )
         if teacher is not None
     ]
-    return {"headline": headline, "batch": batch, "cpus": os.cpu_count(), "molecules": rows}
+    machine = {"cpus": os.cpu_count(), "omp_num_threads": os.environ.get("OMP_NUM_THREADS")}
+    return {"headline": headline, "batch": batch, **machine, "molecules": rows}
 
 
 def _turn_by_turn(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
