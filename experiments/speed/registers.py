@@ -47,7 +47,7 @@ def lowered(architecture: str, atoms: int) -> list[Kernel]:
     """The kernels of energies and forces, in the order in which they run."""
     config, system = CONFIGS[architecture], problem(atoms)
     tree, _ = tabulate(models.init_params(config, jax.random.key(0)), config, INTERVALS)
-    fused = kernels.prepare(models.cast(tree, np.dtype("float32")), config, "triton")
+    fused = kernels.prepare(models.cast(tree, np.dtype("float32")), config, "triton", cuda=False)
 
     def step(vectors: jax.Array) -> Any:
         return kernels.energies_and_vector_gradients(fused, config, jnp.asarray(system.numbers), vectors, system.pairs)

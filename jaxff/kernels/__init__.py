@@ -8,6 +8,7 @@ a CPU, too, interpreted and slowly: that is how they are tested.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxff.config import PainnConfig, StudentConfig
-from jaxff.kernels import chain, second_order
+from jaxff.kernels import batches, chain, second_order
 from jaxff.kernels.message import Launch, Route
 from jaxff.models.parameters import Params
 from jaxff.system import Pairs
@@ -27,6 +28,8 @@ __all__ = ["FusedTree", "atomic_energies", "energies_and_vector_gradients", "pre
 
 Config = StudentConfig | PainnConfig
 FEW_ATOMS = 128
+FEW_SLOTS = 32  # of an atom: filters of so few pairs come faster from tables than from tensor cores
+INDEX_LIMIT = 2**31  # of the numbers in an array that a CUDA kernel reads
 PARTS = 4  # programs that serve an atom, of few
 # channels of a message program, and pairs at once; of many atoms, forward and backward
 FEW, MANY, MANY_BACK = (32, 32), (32, 8), (128, 1)
@@ -42,11 +45,25 @@ class FusedTree:
     route: Route
 
 
-def prepare(tree: Params, config: Config, route: Route | None = None) -> FusedTree:
-    """What the kernels need of a tabulated tree in float32 (jaxff.tabulate)."""
+def prepare(tree: Params, config: Config, route: Route | None = None, cuda: bool | None = None) -> FusedTree:
+    """What the kernels need of a tabulated tree in float32 (jaxff.tabulate).
+
+    cuda: whether CUDA kernels serve many atoms; None: where they can be compiled. Models that don't fit go without.
+    """
     if route is None:
         route = "triton" if jax.default_backend() == "gpu" else "native"
-    return FusedTree(chain.prepare(tree, config), tree, route)
+    if cuda is None:
+        obstacle = _why_no_cuda() if route == "triton" else ""
+        if obstacle:
+            warnings.warn(f"CUDA kernels are not used: {obstacle}; slower ones serve many atoms", stacklevel=2)
+        cuda = obstacle is None
+    return FusedTree(chain.prepare(tree, config, cuda), tree, route)
+
+
+def _why_no_cuda() -> str | None:
+    from jaxff.kernels.cuda import launch
+
+    return launch.why_not()
 
 
 def why_not(config: Config) -> str | None:
@@ -151,8 +168,11 @@ def _one_or_many(
 
     Few atoms: programs for each (jaxff.kernels.programs). Many, and on a CPU: XLA's products are faster.
     """
-    route = args[0].route
-    many = partial(run, Launch(math.gcd(config.hidden_dim, message[0]), message[1], 0, route))
+    route, cuda = args[0].route, "cuda" in args[0].fused
+    block, slots = math.gcd(config.hidden_dim, message[0]), message[1]
+    by_tensor_cores = pairs.mask.shape[-1] > pairs.num_atoms * FEW_SLOTS
+    launch = Launch(block, slots, 0, "cuda" if cuda and by_tensor_cores else route, cuda)
+    many = partial(_many, run, launch, Launch(block, slots, 0, route))
     if route == "native" or pairs.layout != "all" or pairs.num_atoms > FEW_ATOMS:
         return many(*args)
     few = partial(run, Launch(math.gcd(config.hidden_dim, FEW[0]), FEW[1], PARTS, route))
@@ -163,6 +183,26 @@ def _one_or_many(
     def _(size: int, batched: Any, *args: Any) -> tuple[Any, Any]:
         axes = jax.tree.map(lambda x: 0 if x else None, batched)
         out = jax.vmap(many, in_axes=tuple(axes), axis_size=size)(*args)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return either(*args)
+
+
+def _many(run: Callable[..., Any], launch: Launch, without_cuda: Launch, *args: Any) -> Any:
+    """run(launch, *args) for many atoms: in CUDA, where a batch of systems is one larger system, or as arrays."""
+    arrays = partial(run, without_cuda)
+    if not launch.cuda or any(x.size * 3 >= INDEX_LIMIT for x in jax.tree.leaves(args[1:])):
+        return arrays(*args)
+    either = jax.custom_batching.custom_vmap(partial(run, launch))
+
+    @either.def_vmap
+    def _(size: int, batched: Any, *args: Any) -> tuple[Any, Any]:
+        if any(jax.tree.leaves(batched[0])):  # other weights: other models
+            axes = jax.tree.map(lambda x: 0 if x else None, batched)
+            out = jax.vmap(arrays, in_axes=tuple(axes), axis_size=size)(*args)
+        else:
+            together = batches.joined(size, batched[1:], args[1:])
+            out = batches.parted(size, _many(run, launch, without_cuda, args[0], *together))
         return out, jax.tree.map(lambda _: True, out)
 
     return either(*args)

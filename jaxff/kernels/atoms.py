@@ -172,14 +172,17 @@ class Atoms:
 
 def run_arrays(step: Step, phases: Sequence[Phase], weights: Weights, state: Made, heard: Heard) -> tuple[Made, Any]:
     """The state with all that the phases make, and the pair gradients [4, E] of a message transposed, or None."""
-    on, pair_bars = Atoms(step.config.hidden_dim), None
+    sums, pair_bars = hear(step, heard)
+    rows = [*sums[:-1], *Atoms(step.config.hidden_dim).rows(sums[-1])]
+    return _on_arrays(step, phases, weights, state, rows), pair_bars
+
+
+def hear(step: Step, heard: Heard) -> tuple[list[Array], Any]:
+    """The sums of a message, those of vectors as one array; or of its transpose, and the pair gradients [4, E]."""
     if heard.above is None:
-        ds, dv = message(heard.sources, heard.table, step.geometry, step.launch)
-        sums = [ds, *on.rows(dv)]
-    else:
-        bars, pair_bars = message_transpose(heard.sources, heard.above, heard.table, step.geometry, step.launch)
-        sums = [x for x in bars[:2] if x is not None] + ([] if bars.y is None else on.rows(bars.y))
-    return _on_arrays(step, phases, weights, state, sums), pair_bars
+        return list(message(heard.sources, heard.table, step.geometry, step.launch)), None
+    bars, pair_bars = message_transpose(heard.sources, heard.above, heard.table, step.geometry, step.launch)
+    return [x for x in bars if x is not None], pair_bars
 
 
 def _on_arrays(step: Step, phases: Sequence[Phase], weights: Weights, state: Made, sums: Rows) -> Made:

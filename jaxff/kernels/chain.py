@@ -28,9 +28,10 @@ from jaxff.system import Pairs
 Config = StudentConfig | PainnConfig
 
 
-def prepare(tree: Params, config: Config) -> Params:
+def prepare(tree: Params, config: Config, cuda: bool = False) -> Params:
     """A tabulated tree with each table in the kernels' order (a, b, y), and without its dead third at first.
 
+    cuda: with what the CUDA kernels take, as "cuda", if the model fits them.
     NumPy arrays on the way: of many shapes, XLA would compile each operation.
     """
     tree = jax.tree.map(np.asarray, tree)
@@ -42,7 +43,13 @@ def prepare(tree: Params, config: Config) -> Params:
         layer["table"] = np.concatenate([scalar, along] if i == 0 else [scalar, along, vector], axis=2)
         result[f"interaction_{i}"] = layer
     result["read"] = atoms.prepare_readout(dense_layers(result.pop("readout")))
-    return jax.tree.map(jnp.asarray, _MODELS[config.architecture].prepare(result, config))
+    result = jax.tree.map(np.asarray, _MODELS[config.architecture].prepare(result, config))
+    if cuda:
+        from jaxff.kernels.cuda import engine
+
+        made = engine.prepare(result, config)
+        result |= {} if made is None else {"cuda": made}
+    return jax.tree.map(jnp.asarray, result)
 
 
 def forward(
@@ -59,12 +66,12 @@ def forward(
     model, state, saved = step.model, {"s": [tree["embedding"]["table"][numbers]]}, []
     sources = model.first_sources(tree, numbers)
     for i in range(last):
-        heard = atoms.Heard(sources, _table(tree, i))
-        made, _ = _run(step, model.BETWEEN, model.weights(tree, i, False), state, heard)
+        heard = atoms.Heard(sources, _table(tree, i, launch))
+        made, _ = _run(step, model.BETWEEN, model.weights(tree, i, False), state, heard, _cuda(tree, "forward", i))
         sources, state = model.sources(made), {"s": made["s"], "v": made["v"]}
         saved.append((sources, {name: made[name] for name in model.KEPT}))
-    heard = atoms.Heard(sources, _table(tree, last))
-    made, _ = _run(step, model.LAST, model.weights(tree, last, True), state, heard)
+    heard = atoms.Heard(sources, _table(tree, last, launch))
+    made, _ = _run(step, model.LAST, model.weights(tree, last, True), state, heard, _cuda(tree, "last"))
     energies, (s_bar,) = made["energy"].x + tree["read"]["offset"][0], made["s_bar"]
     if "reference" in tree:
         energies = energies + tree["reference"]["energies"][numbers]
@@ -72,7 +79,11 @@ def forward(
     if _has_repulsion(config):
         more, repulsion = pair_repulsion(_distances(geometry, tree, config), numbers, _inside(geometry, pairs))
         energies = energies + more
-    return jnp.where(numbers > 0, energies, 0), (geometry.places, (saved, s_bar, made["v_bar"]), repulsion)
+    return jnp.where(numbers > 0, energies, 0), (
+        Geometry(None, geometry.places),
+        (saved, s_bar, made["v_bar"]),
+        repulsion,
+    )
 
 
 def backward(
@@ -85,7 +96,7 @@ def backward(
     launch: Launch,
 ) -> Float[Array, "E 3"]:
     """Antisymmetrised gradients of Σ ē_i E_i by the pair vectors."""
-    places, (saved, s_bar, v_bar), repulsion = residuals
+    (_, places), (saved, s_bar, v_bar), repulsion = residuals
     geometry = Geometry(jnp.asarray(pairs.senders, jnp.int32), places)
     e_bar = jnp.where(numbers > 0, e_bar, 0)
     step, pair_bars = _step(tree, config, geometry, launch), []
@@ -94,14 +105,19 @@ def backward(
     scale: Array | None = e_bar
     for i in reversed(range(1, config.num_interactions)):
         sources, kept = saved[i - 1]
-        heard = atoms.Heard(sources, _table(tree, i), (s_bar, v_bar), scale)
-        made, pair_bar = _run(step, step.model.BETWEEN_BWD, step.model.weights(tree, i - 1, False), kept, heard)
+        heard = atoms.Heard(sources, _table(tree, i, launch), (s_bar, v_bar), scale)
+        weights, cuda = step.model.weights(tree, i - 1, False), _cuda(tree, "backward", i - 1)
+        made, pair_bar = _run(step, step.model.BETWEEN_BWD, weights, kept, heard, cuda)
         (s_bar,), v_bar, scale = made["s_bar"], made["v_bar"], None
         pair_bars.append(pair_bar)
     sources, above = step.model.first_sources(tree, numbers), atoms.scaled((s_bar, v_bar), scale)
-    pair_bars.append(message_transpose(sources, above, _table(tree, 0), geometry, launch)[1])
-    pairs = _inside(geometry, pairs)
-    pair_bar = jnp.where(pairs.mask, atoms.total(pair_bars), 0)
+    pair_bars.append(message_transpose(sources, above, _table(tree, 0, launch), geometry, launch)[1])
+    pairs, pair_bar = _inside(geometry, pairs), atoms.total(pair_bars)
+    if launch.route == "cuda":
+        from jaxff.kernels.cuda import engine
+
+        pair_bar = engine.whole(pair_bar, geometry.senders, pairs.mask, pairs.num_atoms)
+    pair_bar = jnp.where(pairs.mask, pair_bar, 0)
     d_bar = pair_bar[0] * _intervals_per_angstrom(tree, config)
     if repulsion is not None:
         d_bar = d_bar + pair_repulsion_bwd(repulsion, e_bar, pairs, antisymmetric=True)
@@ -117,9 +133,9 @@ def _step(tree: Params, config: Config, geometry: Geometry, launch: Launch) -> a
 
 
 def _run(
-    step: atoms.Step, phases: Sequence[atoms.Phase], weights: Any, state: atoms.Made, heard: atoms.Heard
+    step: atoms.Step, phases: Sequence[atoms.Phase], weights: Any, state: atoms.Made, heard: atoms.Heard, cuda: Any
 ) -> tuple[atoms.Made, Any]:
-    """The state with all that the phases make, and the pair gradients [4, E] of a message transposed, or None."""
+    """The state with what the phases make, and the pair gradients [4, E] of a message transposed, or None."""
     if heard.above is not None:
         above, scale = heard.above, heard.scale
         if not step.launch.parts:
@@ -127,11 +143,23 @@ def _run(
         heard = atoms.Heard(heard.sources, heard.table, above, scale)
         bars: atoms.Made = {"s_bar": [above[0]], "v_bar": above[1]}
         state = state | (bars if scale is None else {name: atoms.Scaled(x, scale) for name, x in bars.items()})
+    if step.launch.cuda:
+        from jaxff.kernels.cuda import engine
+
+        sums, pair_bars = atoms.hear(step, heard)
+        return engine.run_phases(step.config, phases, weights, state, sums, cuda), pair_bars
     return (programs.run_programs if step.launch.parts else atoms.run_arrays)(step, phases, weights, state, heard)
 
 
-def _table(tree: Params, i: int) -> Array:
-    return tree[f"interaction_{i}"]["table"]
+def _table(tree: Params, i: int, launch: Launch) -> Any:
+    return tree["cuda"]["filters"][i] if launch.route == "cuda" else tree[f"interaction_{i}"]["table"]
+
+
+def _cuda(tree: Params, which: str, i: int | None = None) -> Any:
+    """What the CUDA kernels take of some phases' weights, where the tree has it."""
+    if "cuda" not in tree:
+        return None
+    return tree["cuda"][which] if i is None else tree["cuda"][which][i]
 
 
 def _epsilon(config: Config) -> float:

@@ -21,19 +21,22 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
-Route = Literal["triton", "native", "interpret"]  # a GPU's kernels; the CPU's; the GPU's on the CPU, for tests
+# a GPU's Pallas kernels; its CUDA kernels; the CPU's; the Pallas kernels on the CPU, for tests
+Route = Literal["triton", "cuda", "native", "interpret"]
 
 
 class Launch(NamedTuple):
     """How kernels run: channels of a message program (a power of 2 that divides F) and pairs that it takes at once;
 
-    how many programs serve an atom between two messages (jaxff.kernels.programs), 0 where arrays do; what runs them.
+    how many programs serve an atom between two messages (jaxff.kernels.programs), 0 where arrays or CUDA kernels do;
+    what runs messages; whether CUDA kernels run what lies between them.
     """
 
     block: int
     slots: int
     parts: int
     route: Route
+    cuda: bool = False
 
     @property
     def interpret(self) -> bool:
@@ -44,7 +47,7 @@ class Launch(NamedTuple):
 class Geometry(NamedTuple):
     """What the kernels need of the pairs, N M of them: senders, and as floats [t, mask, u_xyz, table interval]."""
 
-    senders: Int[Array, "E"]
+    senders: Any  # [E], or None where a caller has them
     places: Float[Array, "6 E"]
 
 
@@ -58,15 +61,22 @@ class Sources(NamedTuple):
 
 def message(
     sources: Sources,
-    table: Float[Array, "T 4 CF"],
+    table: Any,
     geometry: Geometry,
     launch: Launch,
 ) -> tuple[Float[Array, "N F"], Float[Array, "N 3F"]]:
-    """Δs [N, F] and Δv [N, 3F]. table: [T, 4, 3F] of Wa, Wb, Wc, or [T, 4, 2F] without y."""
+    """Δs [N, F] and Δv [N, 3F].
+
+    table: [T, 4, 3F] of Wa, Wb, Wc, or [T, 4, 2F] without y; for route "cuda", jaxff.kernels.cuda.engine's.
+    """
     if launch.route == "native":
         from jaxff.kernels import native
 
         return native.message(sources, table, geometry)
+    if launch.route == "cuda":
+        from jaxff.kernels.cuda import engine
+
+        return engine.message(sources, table, geometry)
     n, f = sources.a.shape
     return pl.pallas_call(
         partial(_message_kernel, Sizes(geometry, n, f, launch)),
@@ -81,13 +91,14 @@ def message(
 def message_transpose(
     sources: Sources,
     cotangents: tuple[Float[Array, "N F"], Float[Array, "N 3F"]],
-    table: Float[Array, "T 4 CF"],
+    table: Any,
     geometry: Geometry,
     launch: Launch,
 ) -> tuple[Sources, Float[Array, "4 E"]]:
     """Cotangents of the sources, and of distance and direction, [D, U_xyz], of each pair minus those of its reverse.
 
-    The list must be symmetric. With p = Δs̄, q = Δv̄ of receiver i and sender j, and u = u_ij = -u_ji:
+    The list must be symmetric. Route "cuda" gives half of it, as jaxff.kernels.cuda.engine tells.
+    With p = Δs̄, q = Δv̄ of receiver i and sender j, and u = u_ij = -u_ji:
     ā_i = Σ_j Wa p_j,  b̄_i = -Σ_j Wb u·q_j,  ȳ_i = Σ_j Wc q_j,
     D = Σ_f (a_j p_i + a_i p_j) Wa' + (b_j u·q_i - b_i u·q_j) Wb' + (y_j·q_i + y_i·q_j) Wc',
     U = Σ_f (b_j q_i - b_i q_j) Wb.
@@ -96,6 +107,10 @@ def message_transpose(
         from jaxff.kernels import native
 
         return native.message_transpose(sources, cotangents, table, geometry)
+    if launch.route == "cuda":
+        from jaxff.kernels.cuda import engine
+
+        return engine.message_transpose(sources, cotangents, table, geometry)
     n, f = sources.a.shape
     e = geometry.senders.shape[0]
     bars, pair_bars = pl.pallas_call(

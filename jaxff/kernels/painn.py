@@ -28,7 +28,10 @@ from jaxff.models.parameters import Params, dense_layers
 from jaxff.ops.distance import divide_or_zero
 from jaxff.ops.mlp import mlp_fwd, silu_slope
 
-KEPT = ("v", "uv", "vv", "hidden", "a", "hidden_gate", "xv")  # what the backward of `BETWEEN` reads
+# what the backward of `BETWEEN` reads, and how many rows of it
+KEPT = {"v": 3, "uv": 3, "vv": 3, "hidden": 1, "a": 2, "hidden_gate": 1, "xv": 1}
+SENT = ("xs", "xu", "y")  # what `sources` takes besides s and v
+BACK_SUMS = 5  # rows of a transposed message
 JOINED = ("y", "v_bar")
 
 

@@ -22,7 +22,9 @@ from jaxff.models.parameters import Params
 from jaxff.ops.distance import divide_or_zero
 from jaxff.ops.mlp import silu_slope
 
-KEPT = ("heard", "hidden", "g")  # what the backward of `BETWEEN` reads
+KEPT = {"heard": 3, "hidden": 1, "g": 2}  # what the backward of `BETWEEN` reads, and how many rows of it
+SENT = ()  # what `sources` takes besides s and v
+BACK_SUMS = 4  # rows of a transposed message
 JOINED = ("v", "v_bar")
 
 

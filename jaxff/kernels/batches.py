@@ -1,0 +1,56 @@
+"""A batch of systems as one larger system, and back: what vmap means to kernels that take one system."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxff.kernels.message import Geometry
+from jaxff.system import Pairs
+
+
+def joined(size: int, batched: Any, args: Any) -> Any:
+    """Arguments of `size` systems (batched: which of them have the axis of the batch) as those of one.
+
+    Arrays have rows of atoms or pairs, `Pairs` get the layout "slots"; a `Geometry` (without senders) has pairs last.
+    """
+    leaves, tree = jax.tree.flatten(args)
+    full = [
+        x if b else jnp.broadcast_to(x, (size, *jnp.shape(x)))
+        for x, b in zip(leaves, jax.tree.leaves(batched), strict=True)
+    ]
+    return jax.tree.map(_join, jax.tree.unflatten(tree, full), is_leaf=_is_special)
+
+
+def parted(size: int, results: Any) -> Any:
+    """The other way, for results; where results hold a `Geometry`, it is parted as `joined` joins it."""
+    return jax.tree.map(lambda x: _part(size, x), results, is_leaf=_is_special)
+
+
+def _is_special(x: Any) -> bool:
+    return isinstance(x, Pairs | Geometry)
+
+
+def _join(x: Any) -> Any:
+    if isinstance(x, Pairs):
+        size = x.mask.shape[0]
+        offsets = jnp.arange(size, dtype=jnp.int32)[:, None] * x.num_atoms
+        senders, receivers = ((jnp.asarray(y, jnp.int32) + offsets).reshape(-1) for y in (x.senders, x.receivers))
+        return Pairs(senders, receivers, x.mask.reshape(-1), size * x.num_atoms, "slots", x.symmetric)
+    if isinstance(x, Geometry):
+        return Geometry(None, jnp.moveaxis(x.places, 0, 1).reshape(x.places.shape[1], -1))
+    return _rows(x)
+
+
+def _part(size: int, x: Any) -> Any:
+    if isinstance(x, Geometry):
+        places = jnp.moveaxis(x.places.reshape(x.places.shape[0], size, -1), 1, 0)
+        return Geometry(None, places)
+    return x.reshape(size, -1, *x.shape[1:])
+
+
+def _rows(x: Array) -> Array:
+    return x.reshape(-1, *x.shape[2:])

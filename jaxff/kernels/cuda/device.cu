@@ -1,0 +1,49 @@
+// What the kernels need of a GPU. tests/kernels/host.h has the same for a CPU, where the tests run the kernels.
+#ifndef JAXFF_HOST
+typedef unsigned int uint32;
+#define SHARED(type, name) extern __shared__ __align__(16) type name[]
+
+__device__ __forceinline__ int thread() { return threadIdx.x; }
+__device__ __forceinline__ int block() { return blockIdx.x; }
+__device__ __forceinline__ int blocks() { return gridDim.x; }
+__device__ __forceinline__ void sync() { __syncthreads(); }
+__device__ __forceinline__ float from_lane(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+
+__device__ __forceinline__ int as_int(float x) { return __float_as_int(x); }
+__device__ __forceinline__ float as_float(int x) { return __int_as_float(x); }
+__device__ __forceinline__ void max_at(int* x, int y) { atomicMax(x, y); }
+
+// x and y as halves in one word, x in the lower one
+__device__ __forceinline__ uint32 halves(float x, float y) {
+    uint32 r;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(y), "f"(x));
+    return r;
+}
+__device__ __forceinline__ void floats(uint32 h, float& x, float& y) {
+    asm("{.reg .f16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b;}" : "=f"(x), "=f"(y) : "r"(h));
+}
+// c += a b; a [16, 16] and b [16, 8] halves, c [16, 8] floats, each as mma.m16n8k16 spreads it over a warp
+__device__ __forceinline__ void mma(float (&c)[4], const uint32 (&a)[4], uint32 b0, uint32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// the [16, 16] halves at `rows`, `stride` words a row, in shared memory, as mma takes them
+__device__ __forceinline__ void load_a(uint32 (&a)[4], const uint32* rows, int stride) {
+    int l = threadIdx.x & 31;
+    uint32 from = (uint32)__cvta_generic_to_shared(rows + (l & 15) * stride + (l >> 4) * 4);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(from) : "memory");
+}
+#endif
+
+__device__ __forceinline__ int lane() { return thread() & 31; }
+__device__ __forceinline__ int warp() { return thread() >> 5; }
+
+// a number as the sum of two halves: 22 bits
+__device__ __forceinline__ void split(float x, float y, uint32& high, uint32& low) {
+    float hx, hy;
+    high = halves(x, y);
+    floats(high, hx, hy);
+    low = halves(x - hx, y - hy);
+}

@@ -1,0 +1,238 @@
+"""Messages and phases on CUDA kernels, as jaxff.kernels.message and jaxff.kernels.atoms have them for other routes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxff.config import PainnConfig, StudentConfig
+from jaxff.kernels import painn, student
+from jaxff.kernels.atoms import Made, PerAtom, Phase
+from jaxff.kernels.cuda import launch, tiles
+from jaxff.kernels.cuda.matrices import halves, power_of_two
+from jaxff.kernels.message import Geometry, Sources
+from jaxff.models.parameters import Params
+
+Config = StudentConfig | PainnConfig
+RANKS = (16, 32, 48, 64)
+VALUES, SLOPES = 1e-7, 1e-6  # of the largest filter, and of the largest slope: what few functions may leave out
+HALF_IS_ENOUGH = 2e-3  # likewise, for what functions add of which one half counts, 11 bits
+FILTERS = ("basis", "high", "low", "scales")  # as the kernels take them
+PAIRS = 64  # that message.cu takes at once
+ATOMS = 16  # that tiles.cu takes at once
+INDEX_LIMIT = 2**31
+_MODELS: dict[str, Any] = {"student": student, "painn": painn}
+
+
+# --- what a tree holds for these kernels ---
+
+
+def prepare(tree: Params, config: Config) -> dict[str, Any] | None:
+    """Filters and matrices as the kernels take them (NumPy), or None if the model doesn't fit them.
+
+    tree: as jaxff.kernels.chain.prepare makes it.
+    """
+    if config.hidden_dim % 16 or config.hidden_dim > 256:
+        return None
+    filters = [_factorised(np.asarray(tree[f"interaction_{i}"]["table"])) for i in range(config.num_interactions)]
+    if None in filters:
+        return None
+    model, last = _MODELS[config.architecture], config.num_interactions - 1
+    if any(width % 16 for kernel, *_ in tree["read"]["hidden"] for width in kernel.shape):
+        return None
+    between = [model.weights(tree, i, False) for i in range(last)]
+    return {
+        "filters": filters,
+        "forward": [_matrices(config, model.BETWEEN, w, i > 0) for i, w in enumerate(between)],
+        "last": _matrices(config, model.LAST, model.weights(tree, last, True), last > 0),
+        "backward": [_matrices(config, model.BETWEEN_BWD, w, True) for w in between],
+    }
+
+
+def _factorised(table: Float[np.ndarray, "T 4 C"]) -> dict[str, np.ndarray] | None:
+    """W(t) = Σ_k B_k(t) C_k with the fewest functions that leave less than float32 rounds; None if those are too many.
+
+    The directions C_k are those of most variance of values and slopes over all distances, by importance; B_k are cubics
+    where W are, so that slopes remain those of the values.
+    """
+    table = np.asarray(table, np.float64)
+    heights = [float(np.max(np.abs(table[:, power]))) or 1.0 for power in (0, 1)]
+    values, slopes = (table[:, power] / height for power, height in zip((0, 1), heights, strict=True))
+    thinned = np.concatenate([values[:: max(1, len(table) // 1024)], slopes[:: max(1, len(table) // 1024)]])
+    directions = np.linalg.svd(thinned, full_matrices=False)[2].T
+    left = [[np.max(np.abs(x - x @ d @ d.T)) for x in (values, slopes)] for d in (directions[:, :r] for r in RANKS)]
+    enough = [k for k, (value, slope) in enumerate(left) if value <= VALUES and slope <= SLOPES]
+    if not enough:
+        return None
+    rank = RANKS[enough[0]]
+    full = [max(x) > HALF_IS_ENOUGH for x in left[: enough[0]]].count(True) + 1
+    chosen = np.pad(directions[:, :rank], ((0, 0), (0, max(0, rank - directions.shape[1]))))
+    basis = table @ chosen
+    height = np.max(np.abs(basis[:, 0]), axis=0) / 64
+    height = np.where(height > 0, height, 1)
+    basis /= height
+    matrix, factor = halves((chosen * height).T)
+    slope = power_of_two(float(np.max(np.abs(basis[:, 1]))), 64.0)
+    return {
+        "basis": np.ascontiguousarray(basis.transpose(0, 2, 1), np.float32),
+        "high": np.ascontiguousarray(matrix[..., :2]),
+        "low": np.ascontiguousarray(matrix[:, :full, ..., 2:]),
+        "scales": np.asarray([factor, slope, 1 / slope], np.float32),
+    }
+
+
+def _matrices(config: Config, phases: Sequence[Phase], weights: Any, has_v: bool) -> dict[str, Any]:
+    leaves = [np.asarray(x) for x in jax.tree.leaves(weights)]
+    made = []
+    for p in _generated(config, phases, weights, has_v).products:
+        if len(set(p.sources)) == 1:
+            matrix = leaves[p.sources[0]][: p.blocks * p.depth]
+        else:
+            matrix = np.concatenate([leaves[k][: p.depth] for k in p.sources])
+        made.append(halves(matrix[:, : p.parts * p.width]))
+    return {"matrices": [m for m, _ in made], "factors": np.asarray([f for _, f in made], np.float32)}
+
+
+# --- messages ---
+
+
+def message(sources: Sources, filters: Any, geometry: Geometry) -> tuple[Float[Array, "N F"], Float[Array, "N 3F"]]:
+    """As jaxff.kernels.message.message, with filters as `prepare` makes them."""
+    n, f = sources.a.shape
+    slots = geometry.senders.shape[0] // n
+    kernel = _message_kernel("message", f, _ranks(filters), sources.b is not None, sources.y is not None)
+    arrays = (*geometry, *(filters[name] for name in FILTERS), *_all(sources))
+    ds, dv = launch.call(kernel, arrays, (n, slots), ((n, f), (n, 3 * f)), _blocks(n))
+    return ds, dv
+
+
+def message_transpose(
+    sources: Sources, cotangents: tuple[Float[Array, "N F"], Float[Array, "N 3F"]], filters: Any, geometry: Geometry
+) -> tuple[Sources, Float[Array, "4 E"]]:
+    """As jaxff.kernels.message.message_transpose, but of each pair the half [D, U_xyz] that its receiver sends back.
+
+    D = Σ_f a_i p_j Wa' - b_i u·q_j Wb' + y_i·q_j Wc',  U = Σ_f b_i q_j Wb; `whole` joins the halves of a pair.
+    """
+    n, f = sources.a.shape
+    e = geometry.senders.shape[0]
+    has_b, has_y = sources.b is not None, sources.y is not None
+    kernel = _message_kernel("message_transpose", f, _ranks(filters), has_b, has_y)
+    arrays = (*geometry, *(filters[name] for name in FILTERS), *cotangents, *_all(sources))
+    shapes = (n, f), (n * has_b, f), (n * has_y, 3 * f), (4, e)
+    a, b, y, halves_of_pairs = launch.call(kernel, arrays, (n, e // n), shapes, _blocks(n))
+    return Sources(a, b if has_b else None, y if has_y else None), halves_of_pairs
+
+
+def whole(pair_bars: Float[Array, "4 E"], senders: Int[Array, "E"], mask: Any, num_atoms: int) -> Float[Array, "4 E"]:
+    """[D, U_xyz] of each pair minus those of its reverse, from the halves that both have."""
+    e = senders.shape[0]
+    valid = jnp.where(mask, senders, -1).reshape(num_atoms, -1)
+    slots = valid.shape[1]
+    receivers = jnp.arange(e, dtype=jnp.int32) // slots
+    reverse = senders * slots + jnp.argmax(valid[senders] == receivers[:, None], axis=1).astype(jnp.int32)
+    there = pair_bars[:, reverse]
+    return jnp.concatenate([pair_bars[:1] + there[:1], there[1:] - pair_bars[1:]])
+
+
+def _all(sources: Sources) -> tuple[Array, Array, Array]:
+    """a, b, y; where one is absent, another array, which the kernel doesn't read."""
+    a, b, y = sources
+    return a, a if b is None else b, a if y is None else y
+
+
+def _ranks(filters: Any) -> tuple[int, int]:
+    """How many functions, and how many times 16 of them have both halves."""
+    return filters["basis"].shape[1], filters["low"].shape[1]
+
+
+def _blocks(n: int) -> int:
+    return min(n, _multiprocessors())
+
+
+@functools.cache
+def _multiprocessors() -> int:
+    return int(getattr(jax.devices()[0], "core_count", 0) or 2)
+
+
+@functools.cache
+def _message_kernel(name: str, f: int, ranks: tuple[int, int], has_b: bool, has_y: bool) -> launch.Kernel:
+    rank, full = ranks
+    warps, row = f // 16, 4 * (rank // 2 + 4)
+    pairs = 3 * PAIRS * (16 + 4 + 4)
+    values = 2 * 2 * PAIRS * row
+    shared = pairs + (values if name == "message" else 2 * values + 2 * warps * 4 * PAIRS * 4)
+    defines = (("F", f), ("K", rank), ("FULL", full), ("HAS_B", int(has_b)), ("HAS_Y", int(has_y)))
+    return launch.Kernel(name, launch.read("device.cu", "message.cu"), defines, 32 * warps, shared)
+
+
+# --- phases ---
+
+
+def run_phases(
+    config: Config, phases: Sequence[Phase], weights: Any, state: Made, sums: Sequence[Array], on: Any
+) -> Made:
+    """The state with what the phases make that is read later (names: `_wanted`).
+
+    sums: the message's, the vector's three rows as one array; on: what `prepare` made for these phases.
+    """
+    model, f = _MODELS[config.architecture], config.hidden_dim
+    inputs = _inputs(config, phases, "v" in state or "v_bar" in state)
+    kernel = _generated(config, phases, weights, "v" in state or "v_bar" in state)
+    n = sums[0].shape[0]
+    leaves = jax.tree.leaves(weights)
+    arrays = [x for name in inputs for x in _arrays(state[name])]
+    arrays += [*sums, *(leaves[k] for k in kernel.read), *on["matrices"], on["factors"]]
+    shapes = [(n, width) if width else (n,) for width in kernel.outputs]
+    results = iter(launch.call(_phase_kernel(kernel, f), arrays, (n,), shapes, -(-n // ATOMS)))
+    made: Made = {}
+    for name, count in zip(_wanted(config, phases), kernel.counts, strict=True):
+        rows = [next(results) for _ in range(count)]
+        made[name] = rows[0] if name in model.JOINED else PerAtom(rows[0]) if name == "energy" else rows
+    return state | made
+
+
+def _arrays(x: Any) -> list[Array]:
+    return list(x) if isinstance(x, list) else [x]
+
+
+def _phase_kernel(kernel: tiles.Generated, f: int) -> launch.Kernel:
+    groups, row = f // 16, 4 * (f // 2 + 4)
+    shared = ATOMS * (2 * kernel.operands * row + 4 * groups + 4 * len(kernel.products))
+    source = launch.read("device.cu", "tiles.cu") + kernel.source
+    return launch.Kernel(tiles.NAME, source, (("F", f),), 32 * groups, shared)
+
+
+def _wanted(config: Config, phases: Sequence[Phase]) -> tuple[str, ...]:
+    model = _MODELS[config.architecture]
+    if phases is model.BETWEEN:
+        return tuple(dict.fromkeys(("s", "v", *model.SENT, *model.KEPT)))
+    return ("energy", "s_bar", "v_bar") if phases is model.LAST else ("s_bar", "v_bar")
+
+
+def _inputs(config: Config, phases: Sequence[Phase], has_v: bool) -> dict[str, int]:
+    """What the phases read, and how many rows."""
+    model = _MODELS[config.architecture]
+    if phases is model.BETWEEN_BWD:
+        return model.KEPT | {"s_bar": 1, "v_bar": 3}
+    return {"s": 1, "v": 3} if has_v else {"s": 1}
+
+
+def _generated(config: Config, phases: Sequence[Phase], weights: Any, has_v: bool) -> tiles.Generated:
+    leaves, tree = jax.tree.flatten(weights)
+    return _generate(config, tuple(phases), tree, tuple(x.shape for x in leaves), has_v)
+
+
+@functools.cache
+def _generate(config: Config, phases: tuple[Phase, ...], tree: Any, shapes: Any, has_v: bool) -> tiles.Generated:
+    model = _MODELS[config.architecture]
+    sums = model.BACK_SUMS if phases == model.BETWEEN_BWD else 4
+    weights = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes])
+    original = next(x for x in (model.BETWEEN, model.LAST, model.BETWEEN_BWD) if phases == x)
+    inputs, wanted = _inputs(config, original, has_v), _wanted(config, original)
+    return tiles.generate(phases, config, weights, inputs, sums, wanted, model.JOINED)

@@ -1,0 +1,35 @@
+"""Matrices as the tensor cores take them: sums of two halves (22 bits), in the order in which a warp reads them."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, UInt32
+
+
+def power_of_two(largest: float, wanted: float) -> float:
+    """The power of 2 that brings `largest` to between half of `wanted` and `wanted`; 1 for 0."""
+    return 2.0 ** np.floor(np.log2(wanted / largest)) if largest > 0 else 1.0
+
+
+def halves(matrix: Float[np.ndarray, "K C"]) -> tuple[UInt32[np.ndarray, "C/16 K/16 2 32 4"], float]:
+    """The matrix times a power of 2 as halves, and the inverse of that power.
+
+    For 16 columns, 16 rows and each of two tiles of 8 columns a lane reads four words: two of the numbers, two of what
+    they leave. Lane 4 g + t has rows 2 t, 2 t + 1, 2 t + 8, 2 t + 9 of column g of a tile (mma.m16n8k16); column g of
+    tile j is column 4 (g // 2) + 2 j + g % 2 of the 16, so that a lane's four products lie side by side.
+    """
+    rows, columns = matrix.shape
+    factor = power_of_two(float(np.max(np.abs(matrix), initial=0)), 256.0)
+    scaled = np.asarray(matrix, np.float64) * factor
+    high = scaled.astype(np.float16)
+    low = (scaled - high).astype(np.float16)
+    lane, tile = np.arange(32), np.arange(2)[:, None]
+    g, t = lane // 4, lane % 4
+    column = 4 * (g // 2) + 2 * tile + g % 2  # [2, 32]
+    row = np.stack([2 * t, 2 * t + 1, 2 * t + 8, 2 * t + 9], axis=-1)  # [32, 4]
+    blocks = [
+        x.reshape(rows // 16, 16, columns // 16, 16)[:, row[None], :, column[..., None]].transpose(4, 3, 0, 1, 2)
+        for x in (high, low)
+    ]
+    joined = np.concatenate(blocks, axis=-1)
+    return np.ascontiguousarray(joined).view(np.uint32), 1 / factor

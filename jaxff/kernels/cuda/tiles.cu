@@ -1,0 +1,155 @@
+// What happens to atoms between two messages: rows of channels, of 16 atoms that F/16 warps share.
+//
+// A lane has four channels of two atoms, g and g + 8, as mma.m16n8k16 leaves a product of two 8-column tiles whose
+// columns were permuted. What is multiplied by a matrix passes through shared memory as sums of two halves, times a
+// power of 2 for each atom that brings its largest number to about 128. Matrices come as two halves, too, times a
+// power of 2, in the order in which lanes read them.
+// Defined from outside: F. The kernel itself is generated (tiles.py).
+#define GROUPS (F / 16)  // of channels, a warp for each
+#define ATOMS 16
+#define THREADS (32 * GROUPS)
+#define WORDS (F / 2 + 4)  // of a row of halves in shared memory: no two lanes share a bank
+#define HALF (ATOMS * WORDS)
+#define EACH _Pragma("unroll") for (int i = 0; i < 8; i++)
+
+struct Row {
+    float v[8];  // four channels of atom g, the same of atom g + 8
+};
+
+struct Here {
+    int n, atom, local, channel;  // first atom of this lane, of all and of the 16; first channel
+    __device__ Here(int atoms) : n(atoms) {
+        local = lane() >> 2;
+        atom = block() * ATOMS + local;
+        channel = warp() * 16 + 4 * (lane() & 3);
+    }
+    __device__ __forceinline__ bool has(int second, int width) const { return atom + 8 * second < n && channel < width; }
+};
+
+__device__ __forceinline__ Row load_row(const Here& h, const float* x, int stride, int offset, int width) {
+    Row r;
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        float4 q = make_float4(0.f, 0.f, 0.f, 0.f);
+        if (h.has(k, width)) q = *(const float4*)(x + (long long)(h.atom + 8 * k) * stride + offset + h.channel);
+        r.v[4 * k] = q.x, r.v[4 * k + 1] = q.y, r.v[4 * k + 2] = q.z, r.v[4 * k + 3] = q.w;
+    }
+    return r;
+}
+
+__device__ __forceinline__ void store_row(const Here& h, float* x, int stride, int offset, int width, const Row& r) {
+#pragma unroll
+    for (int k = 0; k < 2; k++)
+        if (h.has(k, width))
+            *(float4*)(x + (long long)(h.atom + 8 * k) * stride + offset + h.channel) =
+                make_float4(r.v[4 * k], r.v[4 * k + 1], r.v[4 * k + 2], r.v[4 * k + 3]);
+}
+
+// a row that all atoms share
+__device__ __forceinline__ Row load_shared_row(const Here& h, const float* x, int offset, int width) {
+    Row r;
+    float4 q = make_float4(0.f, 0.f, 0.f, 0.f);
+    if (h.channel < width) q = *(const float4*)(x + offset + h.channel);
+    r.v[0] = r.v[4] = q.x, r.v[1] = r.v[5] = q.y, r.v[2] = r.v[6] = q.z, r.v[3] = r.v[7] = q.w;
+    return r;
+}
+
+// the largest number of each atom, into memory that was 0
+__device__ __forceinline__ void largest(const Here& h, int* memory, const Row& r, int width) {
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        float m = fmaxf(fmaxf(fabsf(r.v[4 * k]), fabsf(r.v[4 * k + 1])), fmaxf(fabsf(r.v[4 * k + 2]), fabsf(r.v[4 * k + 3])));
+        m = fmaxf(m, from_lane(m, 1));
+        m = fmaxf(m, from_lane(m, 2));
+        if ((lane() & 3) == 0 && h.channel < width) max_at(memory + h.local + 8 * k, as_int(m));
+    }
+}
+
+// the power of 2 that brings it to 128..256, and its inverse
+__device__ __forceinline__ int exponent(int largest) {
+    int e = (largest >> 23) & 255;
+    return e < 40 ? 40 : e > 230 ? 230 : e;
+}
+__device__ __forceinline__ float scale(int largest) { return as_float((127 + 7 + 127 - exponent(largest)) << 23); }
+__device__ __forceinline__ float unscale(int largest) { return as_float((exponent(largest) - 7) << 23); }
+
+__device__ __forceinline__ void put_row(const Here& h, uint32* operand, const int* memory, const Row& r, int width) {
+    if (h.channel >= width) return;
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        float s = scale(memory[h.local + 8 * k]);
+        uint32* at = operand + (h.local + 8 * k) * WORDS + h.channel / 2;
+        split(s * r.v[4 * k], s * r.v[4 * k + 1], at[0], at[HALF]);
+        split(s * r.v[4 * k + 2], s * r.v[4 * k + 3], at[1], at[HALF + 1]);
+    }
+}
+
+// ROWS products of operands with BLOCKS parts of DEPTH channels each; columns in PARTS parts of WIDTH
+template <int ROWS, int BLOCKS, int DEPTH, int PARTS, int WIDTH>
+__device__ __forceinline__ void multiply(const Here& h, Row (&out)[ROWS][PARTS], const uint32* operands, const int* memory,
+                                         const uint4* matrix, float factor) {
+    float acc[ROWS][PARTS][2][4];
+#pragma unroll
+    for (int r = 0; r < ROWS; r++)
+#pragma unroll
+        for (int p = 0; p < PARTS; p++)
+#pragma unroll
+            for (int j = 0; j < 2; j++) acc[r][p][j][0] = acc[r][p][j][1] = acc[r][p][j][2] = acc[r][p][j][3] = 0.f;
+    if (16 * warp() < WIDTH) {
+#pragma unroll
+        for (int b = 0; b < BLOCKS; b++)
+#pragma unroll
+            for (int s = 0; s < DEPTH / 16; s++) {
+                uint4 m[PARTS][2];
+#pragma unroll
+                for (int p = 0; p < PARTS; p++)
+#pragma unroll
+                    for (int j = 0; j < 2; j++)
+                        m[p][j] = matrix[(((p * (WIDTH / 16) + warp()) * (BLOCKS * DEPTH / 16) + b * (DEPTH / 16) + s) * 2 + j) * 32 + lane()];
+#pragma unroll
+                for (int r = 0; r < ROWS; r++) {
+                    uint32 high[4], low[4];
+                    load_a(high, operands + (r * BLOCKS + b) * 2 * HALF + 8 * s, WORDS);
+                    load_a(low, operands + (r * BLOCKS + b) * 2 * HALF + HALF + 8 * s, WORDS);
+#pragma unroll
+                    for (int p = 0; p < PARTS; p++)
+#pragma unroll
+                        for (int j = 0; j < 2; j++) {
+                            mma(acc[r][p][j], low, m[p][j].x, m[p][j].y);
+                            mma(acc[r][p][j], high, m[p][j].z, m[p][j].w);
+                            mma(acc[r][p][j], high, m[p][j].x, m[p][j].y);
+                        }
+                }
+            }
+    }
+    float first = factor * unscale(memory[h.local]), second = factor * unscale(memory[h.local + 8]);
+#pragma unroll
+    for (int r = 0; r < ROWS; r++)
+#pragma unroll
+        for (int p = 0; p < PARTS; p++)
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                out[r][p].v[2 * j] = first * acc[r][p][j][0], out[r][p].v[2 * j + 1] = first * acc[r][p][j][1];
+                out[r][p].v[4 + 2 * j] = second * acc[r][p][j][2], out[r][p].v[5 + 2 * j] = second * acc[r][p][j][3];
+            }
+}
+
+// one number an atom: the sum over channels
+__device__ __forceinline__ void store_row_sum(const Here& h, float* x, float* memory, const Row& r, int width) {
+    sync();
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        float s = h.channel < width ? (r.v[4 * k] + r.v[4 * k + 1]) + (r.v[4 * k + 2] + r.v[4 * k + 3]) : 0.f;
+        s += from_lane(s, 1);
+        s += from_lane(s, 2);
+        if ((lane() & 3) == 0) memory[warp() * ATOMS + h.local + 8 * k] = s;
+    }
+    sync();
+    int atom = block() * ATOMS + thread();
+    if (thread() < ATOMS && atom < h.n) {
+        float s = 0.f;
+#pragma unroll
+        for (int k = 0; k < GROUPS; k++) s += memory[k * ATOMS + thread()];
+        x[atom] = s;
+    }
+}

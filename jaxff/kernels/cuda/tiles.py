@@ -1,0 +1,336 @@
+"""Phases between two messages as one CUDA kernel, written from the equations.
+
+A model's phases (jaxff.kernels.painn, jaxff.kernels.student) are traced by JAX on rows of a tile of atoms; every
+operation on rows becomes a line of CUDA, every product a call of `multiply` (tiles.cu). So the equations stay written
+once. What no output needs is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal, Primitive
+from jaxtyping import Array
+
+from jaxff.kernels.atoms import AXES, Atoms, Made, PerAtom, Rows, Shares
+
+_TRACED_ATOMS = 16
+
+_product = Primitive("tile_product")
+_product.multiple_results = True
+_shared_row = Primitive("tile_shared_row")
+_entry = Primitive("tile_entry")
+
+
+class Product(NamedTuple):
+    """[x_0, x_1, ...] K for several x; columns in parts of equal width. sources: the weight of each block of rows."""
+
+    rows: int
+    blocks: int
+    depth: int
+    parts: int
+    width: int
+    sources: tuple[int, ...]
+
+
+NAME = "phases"  # of the kernel
+
+
+class Generated(NamedTuple):
+    """The source of a kernel; its products; the leaves of the weights that it reads as they are; how many rows an atom
+
+    wait in shared memory for a product; for each output, its channels (0: one number an atom); outputs of each name.
+    """
+
+    source: str
+    products: tuple[Product, ...]
+    read: tuple[int, ...]
+    operands: int
+    outputs: tuple[int, ...]
+    counts: tuple[int, ...]
+
+
+@_product.def_abstract_eval
+def _(*args: Any, rows: int, blocks: int, parts: int, width: int) -> list[Any]:
+    return [jax.core.ShapedArray((_TRACED_ATOMS, width), jnp.float32)] * (rows * parts)
+
+
+@_shared_row.def_abstract_eval
+def _(x: Any, *, offset: int, width: int) -> Any:
+    return jax.core.ShapedArray((1, width), jnp.float32)
+
+
+@_entry.def_abstract_eval
+def _(x: Any, *, row: int, column: int) -> Any:
+    return jax.core.ShapedArray((), jnp.float32)
+
+
+class _Tile(Atoms):
+    """What equations are traced on: rows are [atoms of a tile, F]."""
+
+    def rows(self, x: Any) -> Rows:
+        return list(x)
+
+    full_rows = rows
+
+    def own(self, x: Array, part: int = 0) -> Array:
+        return _shared_row.bind(x, offset=part * self.f, width=self.f)
+
+    bias = full = own
+
+    def row(self, x: Array) -> Array:
+        return _shared_row.bind(x, offset=0, width=x.shape[1])
+
+    def entry(self, matrix: Array, row: int, column: int) -> Array:
+        return _entry.bind(matrix, row=row, column=column)
+
+    def inward(self, xs: Rows, kernel: Array) -> Shares:
+        return Shares(self._multiply([xs], [kernel], 1, kernel.shape[1])[0])
+
+    def outward(self, x: Array, kernel: Array, parts: int) -> Rows:
+        return self._multiply([[x]], [kernel], parts, self.f)
+
+    def outward_each(self, *terms: tuple[Rows, Array]) -> Rows:
+        xs = [[rows[axis] for rows, _ in terms] for axis in AXES]
+        return self._multiply(xs, [kernel for _, kernel in terms], 1, self.f)
+
+    def product(self, x: Array, kernel: Array) -> Array:
+        return self._multiply([[x]], [kernel], 1, kernel.shape[1])[0]
+
+    def _multiply(self, xs: list[Rows], kernels: list[Array], parts: int, width: int) -> Rows:
+        flat = [x for row in xs for x in row]
+        return _product.bind(*flat, *kernels, rows=len(xs), blocks=len(xs[0]), parts=parts, width=width)
+
+
+def generate(
+    phases: Sequence[Callable[..., Made]],
+    config: Any,
+    weights: Any,
+    state: dict[str, int],
+    sums: int,
+    wanted: Sequence[str],
+    joined: Sequence[str],
+) -> Generated:
+    """The kernel that runs the phases.
+
+    weights: the phases' tree, of arrays or their shapes; state: how many rows each name has that the phases get; sums:
+    rows of the message's sums, the last three of them joined; wanted: names that are stored; joined: names whose rows
+    are one array. The kernel's arguments: the arrays of the state and of the sums; the leaves `read` of the weights;
+    halves of each product's matrix, and one array of their factors; N; the outputs.
+    """
+    f = config.hidden_dim
+    leaves, tree = jax.tree.flatten(weights)
+    counts = [*state.values(), sums]
+
+    def run(rows: list[list[Array]], leaves: list[Array]) -> Any:
+        on, made = _Tile(f), dict[str, Any](zip(state, rows[:-1], strict=True))
+        for k, phase in enumerate(phases):
+            made = made | phase(on, config, jax.tree.unflatten(tree, leaves), made, *([] if k else [rows[-1]]))
+        values: list[Any] = [made[key] for key in wanted]
+        return [[x.x] if isinstance(x, PerAtom) else list(x) for x in values]
+
+    row = jax.ShapeDtypeStruct((_TRACED_ATOMS, f), jnp.float32)
+    shapes = [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in leaves]
+    closed, out = jax.make_jaxpr(run, return_shape=True)([[row] * n for n in counts], shapes)
+    writer = _Writer(f, closed.jaxpr, sum(counts))
+    arguments, loads = _inputs(f, state, sums, joined)
+    writer.lines += loads
+    names = [(key, k, len(rows)) for key, rows in zip(wanted, out, strict=True) for k in range(len(rows))]
+    outputs: list[str] = []
+    stores: dict[Any, list[str]] = {}
+    widths: list[int] = []
+    for (key, k, count), x in zip(names, closed.jaxpr.outvars, strict=True):
+        if k == 0 or key not in joined:
+            outputs.append(f"float* __restrict__ out{len(outputs)}")
+            widths.append(0 if len(x.aval.shape) == 1 else f * count if key in joined else x.aval.shape[1])
+        target, width = f"out{len(outputs) - 1}", widths[-1]
+        offset = f * k if key in joined else 0
+        stores.setdefault(x, []).append(
+            f"store_row_sum(here, {target}, sums, {{}}, {f});"
+            if width == 0
+            else f"store_row(here, {target}, {width}, {offset}, {x.aval.shape[1]}, {{}});"
+        )
+    for x in [x for x in stores if x in writer.rows]:  # an input as it is
+        writer.lines += [line.format(writer.name(x)) for line in stores.pop(x)]
+    writer.walk(closed.jaxpr, _needed(closed.jaxpr, closed.jaxpr.outvars), stores)
+    counts_out = tuple(1 if key in joined else len(rows) for key, rows in zip(wanted, out, strict=True))
+    products = writer.products
+    arguments += [f"const float* __restrict__ w{k}" for k in writer.read]
+    arguments += [f"const uint4* __restrict__ p{k}" for k in range(len(products))]
+    arguments += ["const float* __restrict__ factors", "int n", *outputs]
+    operands = max((p.rows * p.blocks for p in products), default=0)
+    source = "\n    ".join(
+        [
+            f'extern "C" __global__ void __launch_bounds__(THREADS, 2) {NAME}({", ".join(arguments)}) {{',
+            "SHARED(uint32, operands);",
+            f"float* sums = (float*)(operands + {2 * operands} * HALF);",
+            "int* maxima = (int*)(sums + GROUPS * ATOMS);",
+            f"for (int k = thread(); k < {len(products)} * ATOMS; k += THREADS) maxima[k] = 0;",
+            "Here here(n);",
+            "sync();",
+            *writer.lines,
+        ]
+    )
+    return Generated(source + "\n}\n", tuple(products), tuple(writer.read), operands, tuple(widths), counts_out)
+
+
+def _inputs(f: int, state: dict[str, int], sums: int, joined: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Arguments, and a macro for each row that loads it."""
+    arguments: list[str] = []
+    loads: list[str] = []
+    row = 0
+    for name, count in [*state.items(), ("", sums - 3), ("*", 3)]:
+        one = name in joined or name == "*"
+        for k in range(count):
+            if k == 0 or not one:
+                arguments.append(f"const float* __restrict__ a{len(arguments)}")
+            array, stride, offset = f"a{len(arguments) - 1}", f * count if one else f, f * k if one else 0
+            loads.append(f"#define LOAD_{row} load_row(here, {array}, {stride}, {offset}, {f})")
+            row += 1
+    return arguments, ["", *loads, ""]
+
+
+class _Writer:
+    """Lines of CUDA for a jaxpr of rows."""
+
+    def __init__(self, f: int, jaxpr: Any, rows: int) -> None:
+        self.f = f
+        self.rows, self.weights = jaxpr.invars[:rows], list(jaxpr.invars[rows:])
+        self.names: dict[Any, str] = {}
+        self.lines: list[str] = []
+        self.count = 0
+        self.products: list[Product] = []
+        self.read: list[int] = []  # weights that are read as they are
+        self.waiting: list[str] = []  # what lies in shared memory
+        self.maxima = ""
+
+    def name(self, x: Any) -> str:
+        """Of a row or number; a row that came from memory is loaded where it is first used."""
+        if isinstance(x, Literal):
+            return _number(x.val)
+        if x not in self.names and x in self.rows:
+            self.names[x] = f"in{self.rows.index(x)}"
+            self.lines.append(f"Row {self.names[x]} = LOAD_{self.rows.index(x)};")
+        return self.names[x]
+
+    def new(self, x: Any) -> str:
+        self.count += 1
+        self.names[x] = f"x{self.count}"
+        return self.names[x]
+
+    def weight(self, x: Any) -> str:
+        index = self.weights.index(x)
+        if index not in self.read:
+            self.read.append(index)
+        return f"w{index}"
+
+    def walk(self, jaxpr: Any, live: set[Any], stores: dict[Any, list[str]] | None = None) -> None:
+        """All equations that `live` needs; lines that store a variable follow the one that makes it."""
+        for equation in jaxpr.eqns:
+            if any(x in live for x in equation.outvars):
+                self.write(equation)
+                for x in equation.outvars:
+                    self.lines += [line.format(self.names[x]) for line in (stores or {}).get(x, [])]
+
+    def write(self, equation: Any) -> None:
+        kind, out = equation.primitive.name, equation.outvars[0]
+        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+        if kind == "tile_product":
+            self.write_product(equation)
+        elif kind == "tile_shared_row":
+            x, p = self.weight(equation.invars[0]), equation.params
+            self.lines.append(f"Row {self.new(out)} = load_shared_row(here, {x}, {p['offset']}, {p['width']});")
+        elif kind == "tile_entry":
+            x, (_, columns), p = self.weight(equation.invars[0]), equation.invars[0].aval.shape, equation.params
+            self.lines.append(f"float {self.new(out)} = {x}[{p['row'] * columns + p['column']}];")
+        elif kind == "reduce_sum" or (kind in _SAME and (_is_row(equation.invars[0]) or not _is_row(out))):
+            self.names[out] = self.name(equation.invars[0])
+        elif kind == "broadcast_in_dim":
+            value = self.name(equation.invars[0])
+            self.lines.append(f"Row {self.new(out)}; EACH {self.names[out]}.v[i] = {value};")
+        elif inner is not None:
+            self.inline(getattr(inner, "jaxpr", inner), equation)
+        else:
+            self.write_operation(kind, equation)
+
+    def inline(self, inner: Any, equation: Any) -> None:
+        for mine, theirs in zip(inner.invars, equation.invars, strict=True):
+            self.names[mine] = self.name(theirs)
+        self.walk(inner, _needed(inner, inner.outvars))
+        for mine, theirs in zip(equation.outvars, inner.outvars, strict=True):
+            self.names[mine] = self.name(theirs)
+
+    def write_operation(self, kind: str, equation: Any) -> None:
+        out, p = equation.outvars[0], equation.params
+        xs = [f"{self.name(x)}.v[i]" if _is_row(x) else self.name(x) for x in equation.invars]
+        if kind == "integer_pow":
+            code = " * ".join([xs[0]] * p["y"]) if p["y"] > 0 else None
+        elif kind in _OPERATIONS:
+            code = _OPERATIONS[kind].format(*xs)
+        else:
+            code = None
+        if code is None:
+            raise NotImplementedError(f"{equation}")
+        if _is_row(out):
+            self.lines.append(f"Row {self.new(out)}; EACH {self.names[out]}.v[i] = {code};")
+        else:
+            self.lines.append(f"float {self.new(out)} = {code};")
+
+    def write_product(self, equation: Any) -> None:
+        p = equation.params
+        count = p["rows"] * p["blocks"]
+        xs, kernels = equation.invars[:count], equation.invars[count:]
+        index, depth = len(self.products), xs[0].aval.shape[1]
+        sources = tuple(self.weights.index(k) for k in kernels)
+        sources = sources if len(sources) > 1 else sources * p["blocks"]
+        self.products.append(Product(p["rows"], p["blocks"], depth, p["parts"], p["width"], sources))
+        names, result = [self.name(x) for x in xs], f"m{index}"
+        if names != self.waiting:
+            self.waiting, self.maxima = names, f"maxima + {index} * ATOMS"
+            self.lines += [f"largest(here, {self.maxima}, {x}, {depth});" for x in names]
+            self.lines.append("sync();")
+            self.lines += [
+                f"put_row(here, operands + {k} * 2 * HALF, {self.maxima}, {x}, {depth});" for k, x in enumerate(names)
+            ]
+            self.lines.append("sync();")
+        self.lines.append(f"Row {result}[{p['rows']}][{p['parts']}];")
+        template = f"{p['rows']}, {p['blocks']}, {depth}, {p['parts']}, {p['width']}"
+        self.lines.append(f"multiply<{template}>(here, {result}, operands, {self.maxima}, p{index}, factors[{index}]);")
+        for k, x in enumerate(equation.outvars):
+            self.names[x] = f"{result}[{k // p['parts']}][{k % p['parts']}]"
+
+
+_SAME = ("broadcast_in_dim", "convert_element_type", "reshape", "copy", "stop_gradient")  # a row or number as it is
+_OPERATIONS = {
+    "mul": "{0} * {1}",
+    "add": "{0} + {1}",
+    "add_any": "{0} + {1}",
+    "sub": "{0} - {1}",
+    "div": "{0} / {1}",
+    "neg": "-{0}",
+    "sqrt": "sqrtf({0})",
+    "logistic": "1.f / (1.f + expf(-{0}))",
+    "ne": "{0} != {1} ? 1.f : 0.f",
+    "gt": "{0} > {1} ? 1.f : 0.f",
+    "select_n": "({0} != 0.f ? {2} : {1})",
+}
+
+
+def _number(x: Any) -> str:
+    return f"{float(x)!r}f"
+
+
+def _is_row(x: Any) -> bool:
+    return len(x.aval.shape) == 2 and not isinstance(x, Literal)
+
+
+def _needed(jaxpr: Any, outs: Sequence[Any]) -> set[Any]:
+    """All variables that the outputs depend on."""
+    live = {x for x in outs if not isinstance(x, Literal)}
+    for equation in reversed(jaxpr.eqns):
+        if any(x in live for x in equation.outvars):
+            live |= {x for x in equation.invars if not isinstance(x, Literal)}
+    return live

@@ -1,0 +1,51 @@
+"""CUDA kernels on a CPU: the host's C++ compiler, and tests/kernels/host.h for what a GPU has."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxff.kernels.cuda.launch import Kernel
+
+COMPILER = shutil.which("g++")
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="jaxff-cuda-")
+
+
+@functools.cache
+def _compiled(kernel: Kernel) -> Any:
+    assert COMPILER is not None
+    folder = Path(_folder().name)
+    source, library = folder / f"{abs(hash(kernel))}.cpp", folder / f"{abs(hash(kernel))}.so"
+    call = f"run_kernel({kernel.name}, args, blocks, threads, shared);"
+    run = f'extern "C" void run(void** args, int blocks, int threads, int shared) {{ {call} }}'
+    source.write_text("\n".join([(Path(__file__).parent / "host.h").read_text(), kernel.source, run]))
+    defines = [f"-D{name}={value}" for name, value in kernel.defines]
+    command = [COMPILER, "-O1", "-std=c++17", "-shared", "-fPIC", "-w", *defines, str(source), "-o", str(library)]
+    subprocess.run(command, check=True)
+    return ctypes.CDLL(str(library)).run
+
+
+def run(kernel: Kernel, arrays: Sequence[Any], integers: Sequence[int], results: Sequence[Any], blocks: int) -> Any:
+    """What the kernel writes; results are NaN before."""
+    inputs = [np.ascontiguousarray(x) for x in arrays]
+    outputs = [np.full(x.shape, np.nan, x.dtype) for x in results]
+    values = [
+        *(ctypes.c_void_p(x.ctypes.data) for x in inputs),
+        *(ctypes.c_int(x) for x in integers),
+        *(ctypes.c_void_p(x.ctypes.data) for x in outputs),
+    ]
+    pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(x) for x in values))
+    _compiled(kernel)(pointers, blocks, kernel.threads, kernel.shared)
+    return outputs

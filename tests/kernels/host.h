@@ -1,0 +1,162 @@
+// CUDA kernels on a CPU, for tests: the threads of a block are fibers of one thread, which take turns where they wait
+// for each other. What jaxff/kernels/cuda/device.cu has of a GPU, for a CPU.
+#define JAXFF_HOST
+#include <math.h>
+#include <string.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#define __device__
+#define __global__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+typedef unsigned int uint32;
+struct float4 {
+    float x, y, z, w;
+};
+struct uint2 {
+    uint32 x, y;
+};
+struct uint4 {
+    uint32 x, y, z, w;
+};
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+struct Fiber {
+    ucontext_t context;
+    std::vector<char> stack;
+    bool done;
+};
+struct Barrier {
+    int waiting = 0, generation = 0;
+};
+struct Lane {
+    float x;
+    uint32 a[4], b[2];
+};
+static std::vector<Fiber> fibers;
+static std::vector<Barrier> warps;
+static std::vector<Lane> lanes;
+static std::vector<char> shared_memory;
+static Barrier all;
+static ucontext_t outside;
+static int current, the_block, the_blocks;
+
+inline int thread() { return current; }
+inline int block() { return the_block; }
+inline int blocks() { return the_blocks; }
+#define SHARED(type, name) type* name = (type*)shared_memory.data()
+
+inline void next_fiber() {
+    int from = current, n = (int)fibers.size();
+    for (int k = 1; k <= n; k++) {
+        int to = (from + k) % n;
+        if (fibers[to].done) continue;
+        current = to;
+        if (to != from) swapcontext(&fibers[from].context, &fibers[to].context);
+        return;
+    }
+    swapcontext(&fibers[from].context, &outside);
+}
+inline void wait_at(Barrier& b, int count) {
+    int generation = b.generation;
+    if (++b.waiting == count) {
+        b.waiting = 0, b.generation++;
+        return;
+    }
+    while (b.generation == generation) next_fiber();
+}
+inline void sync() { wait_at(all, (int)fibers.size()); }
+inline void sync_warp() { wait_at(warps[current / 32], 32); }
+
+inline float from_lane(float x, int mask) {
+    lanes[current].x = x;
+    sync_warp();
+    float r = lanes[current ^ mask].x;
+    sync_warp();
+    return r;
+}
+inline int as_int(float x) {
+    int r;
+    memcpy(&r, &x, 4);
+    return r;
+}
+inline float as_float(int x) {
+    float r;
+    memcpy(&r, &x, 4);
+    return r;
+}
+inline void max_at(int* x, int y) { *x = std::max(*x, y); }
+inline uint32 halves(float x, float y) {
+    _Float16 h[2] = {(_Float16)x, (_Float16)y};
+    uint32 r;
+    memcpy(&r, h, 4);
+    return r;
+}
+inline void floats(uint32 h, float& x, float& y) {
+    _Float16 r[2];
+    memcpy(r, &h, 4);
+    x = r[0], y = r[1];
+}
+inline float half_of(uint32 h, int which) {
+    float x[2];
+    floats(h, x[0], x[1]);
+    return x[which];
+}
+inline void mma(float (&c)[4], const uint32 (&a)[4], uint32 b0, uint32 b1) {
+    Lane& mine = lanes[current];
+    std::copy(a, a + 4, mine.a);
+    mine.b[0] = b0, mine.b[1] = b1;
+    sync_warp();
+    const Lane* w = &lanes[current / 32 * 32];
+    int g = current % 32 / 4, t = current % 4;
+    for (int i = 0; i < 4; i++) {
+        int row = g + 8 * (i / 2), column = 2 * t + i % 2;
+        for (int k = 0; k < 16; k++)
+            c[i] += half_of(w[row % 8 * 4 + k % 8 / 2].a[row / 8 + k / 8 * 2], k % 2) * half_of(w[column * 4 + k % 8 / 2].b[k / 8], k % 2);
+    }
+    sync_warp();
+}
+inline void load_a(uint32 (&a)[4], const uint32* rows, int stride) {
+    int g = current % 32 / 4, t = current % 4;
+    for (int i = 0; i < 4; i++) a[i] = rows[(g + i % 2 * 8) * stride + t + i / 2 * 4];
+}
+
+static void (*body)();
+static void enter() {
+    body();
+    fibers[current].done = true;
+    next_fiber();
+}
+
+// runs kernel(args...) with as many threads and blocks; args point to the values
+template <class... A, size_t... I>
+void run_kernel(void (*kernel)(A...), void** args, int count, int threads, int shared, std::index_sequence<I...>) {
+    static void (*the_kernel)(A...);
+    static void** the_args;
+    the_kernel = kernel, the_args = args;
+    body = [] { the_kernel(*(A*)the_args[I]...); };
+    the_blocks = count;
+    for (the_block = 0; the_block < count; the_block++) {
+        fibers.clear(), fibers.resize(threads);
+        warps.assign(threads / 32, Barrier()), lanes.assign(threads, Lane()), all = Barrier();
+        shared_memory.assign(shared, (char)0x7b);  // not zeros
+        for (Fiber& f : fibers) {
+            f.done = false, f.stack.resize(1 << 18);
+            getcontext(&f.context);
+            f.context.uc_stack.ss_sp = f.stack.data(), f.context.uc_stack.ss_size = f.stack.size();
+            f.context.uc_link = nullptr;
+            makecontext(&f.context, enter, 0);
+        }
+        current = 0;
+        swapcontext(&outside, &fibers[0].context);
+    }
+}
+template <class... A>
+void run_kernel(void (*kernel)(A...), void** args, int count, int threads, int shared) {
+    run_kernel(kernel, args, count, threads, shared, std::index_sequence_for<A...>());
+}

@@ -1,0 +1,157 @@
+"""The CUDA kernels on a CPU (tests/kernels/emulator.py), or on a GPU where one is, against the models."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxff import kernels, models
+from jaxff.kernels.cuda import engine, launch
+from jaxff.kernels.cuda.matrices import halves
+from jaxff.ops import accumulate_forces
+from jaxff.tabulate import tabulate
+from tests.kernels import GPU, PROGRAMS, emulator
+from tests.structures import CONFIGS, pairs_in_layout, random_params, random_structure
+
+WIDTHS = {"student": 64, "painn": 32, "painn+zbl": 32}  # the readout's layers have multiples of 16, too
+
+
+@pytest.fixture(autouse=True)
+def kernels_run_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    if not GPU:
+        if emulator.COMPILER is None:
+            pytest.skip("no GPU, and no C++ compiler to run CUDA kernels on a CPU with")
+        monkeypatch.setattr(launch, "emulator", emulator.run)
+    yield
+    jax.clear_caches()
+
+
+def prepared(name: str) -> tuple[Any, Any, Any]:
+    config = CONFIGS[name].model_copy(update={"hidden_dim": WIDTHS[name], "num_interactions": 3})
+    tree, _ = tabulate(random_params(config), config, 64)
+    fused = kernels.prepare(models.cast(tree, np.dtype("float32")), config, PROGRAMS, cuda=True)
+    assert "cuda" in fused.fused
+    return config, tree, fused
+
+
+def energies_and_forces(module: Any, tree: Any, config: Any, numbers: Any, vectors: Any, pairs: Any) -> Any:
+    weights = jnp.linspace(1.0, 2.0, len(numbers)).astype(vectors.dtype)
+
+    def energies(r: Any) -> Any:
+        e = module.atomic_energies(tree, config, numbers, r, pairs)
+        return jnp.sum(weights * e), e
+
+    gradients, e = jax.grad(energies, has_aux=True)(vectors)
+    return e, accumulate_forces(gradients, pairs)
+
+
+@pytest.mark.parametrize(
+    ("name", "few_slots"), [("student", 0), ("painn", 0), ("painn+zbl", 0), ("painn", 1000), ("student", 1000)]
+)
+def test_listed(name: str, few_slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than one tile of atoms, unequal weights, padding; float32 against float64 on the same tables.
+
+    With messages on tensor cores, or by Pallas kernels.
+    """
+    monkeypatch.setattr(kernels, "FEW_SLOTS", few_slots)
+    config, tree, fused = prepared(name)
+    numbers, positions = random_structure(19)
+    vectors, pairs = pairs_in_layout(positions, config.cutoff, "slots", padding=2)
+    numbers = np.pad(numbers, (0, 2))
+    exact = models.cast(tree, np.dtype("float64"))
+    energies, forces = energies_and_forces(models, exact, config, numbers, jnp.asarray(vectors, jnp.float64), pairs)
+    got = energies_and_forces(kernels, fused, config, numbers, jnp.asarray(vectors, jnp.float32), pairs)
+    scale = max(1, np.abs(forces).max())
+    np.testing.assert_allclose(got[0], energies, atol=1e-5 * max(1, np.abs(energies).max()))
+    np.testing.assert_allclose(got[1], forces, atol=1e-5 * scale)
+    assert np.all(got[1][19:] == 0)
+
+
+@pytest.mark.parametrize("few_slots", [0, 1000])
+def test_batch(few_slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Molecules under vmap are one larger system; a batch of batches, too."""
+    monkeypatch.setattr(kernels, "FEW_SLOTS", few_slots)
+    config, tree, fused = prepared("painn+zbl")
+    numbers, positions = random_structure(5)
+    moved = positions + 0.05 * np.random.default_rng(0).normal(size=(2, 2, 5, 3))
+    both = [[pairs_in_layout(x, config.cutoff, "all") for x in row] for row in moved]
+    vectors = np.stack([[v for v, _ in row] for row in both])
+    masks = np.stack([[p.mask for _, p in row] for row in both])
+    pairs = both[0][0][1]
+
+    def one(vectors: Any, mask: Any) -> Any:
+        here = type(pairs)(pairs.senders, pairs.receivers, mask, 5, "all", pairs.symmetric)
+        return energies_and_forces(kernels, fused, config, numbers, vectors, here)
+
+    energies, forces = jax.vmap(jax.vmap(one))(jnp.asarray(vectors, jnp.float32), masks)
+    exact = models.cast(tree, np.dtype("float64"))
+    for i, j in np.ndindex(2, 2):
+        expected = energies_and_forces(models, exact, config, numbers, jnp.asarray(vectors[i, j]), both[i][j][1])
+        scale = max(1, np.abs(expected[1]).max())
+        np.testing.assert_allclose(energies[i, j], expected[0], atol=1e-5 * max(1, np.abs(expected[0]).max()))
+        np.testing.assert_allclose(forces[i, j], expected[1], atol=1e-5 * scale)
+
+
+def test_halves() -> None:
+    """22 bits of each number, at the places of mma.m16n8k16 with the columns permuted; and of zeros."""
+    matrix = np.random.default_rng(0).normal(size=(32, 48)) * np.logspace(-3, 0, 32)[:, None]
+    words, factor = halves(matrix)
+    numbers = words.view(np.float16).astype(np.float64).reshape(3, 2, 2, 32, 2, 4).sum(axis=4) * factor
+    for column, row in np.ndindex(48, 32):
+        group, c = divmod(column, 16)
+        step, k = divmod(row, 16)
+        lane = 4 * (2 * (c // 4) + c % 2) + k % 8 // 2
+        got = numbers[group, step, c % 4 // 2, lane, 2 * (k // 8) + k % 2]
+        assert abs(got - matrix[row, column]) <= 2.0**-22 * abs(matrix[row, column]) + 2.0**-32 * np.abs(matrix).max()
+    words, factor = halves(np.zeros((16, 16)))
+    assert factor == 1
+    assert not words.any()
+
+
+def test_few_functions_make_the_filters() -> None:
+    """Values and slopes from B and C within what `prepare` promises; a table that needs too many is refused."""
+    t = np.linspace(0, 1, 257)
+    curves = np.random.default_rng(0).normal(size=(20, 96)).T @ np.sin(np.arange(1, 21)[:, None] * np.pi * t)
+    delta, slope = np.diff(curves, axis=1), np.gradient(curves, axis=1)
+    g, h = slope[:, :-1], slope[:, 1:]
+    table = np.stack([curves[:, :-1], g, 3 * delta - 2 * g - h, g + h - 2 * delta]).transpose(2, 0, 1)
+    made = engine._factorised(table)
+    assert made is not None
+    assert made["basis"].shape == (256, 32, 4)
+    matrix = sum(made[name].view(np.float16).astype(np.float64) for name in ("high", "low")) * made["scales"][0]
+    lane, tile = np.arange(32), np.arange(2)[:, None]
+    columns = 4 * (lane // 4 // 2) + 2 * tile + lane // 4 % 2
+    rows = np.stack([2 * (lane % 4), 2 * (lane % 4) + 1, 2 * (lane % 4) + 8, 2 * (lane % 4) + 9], axis=-1)
+    c = np.empty((32, 96))
+    for group, step, j, lane_ in np.ndindex(6, 2, 2, 32):
+        c[16 * step + rows[lane_], 16 * group + columns[j, lane_]] = matrix[group, step, j, lane_]
+    cubics = np.asarray(made["basis"], np.float64).transpose(2, 0, 1) @ c
+    np.testing.assert_allclose(cubics[0], table[:, 0], atol=3e-7 * np.abs(table[:, 0]).max())
+    np.testing.assert_allclose(cubics[1], table[:, 1], atol=1e-6 * np.abs(table[:, 1]).max())
+    assert engine._factorised(np.random.default_rng(0).normal(size=(256, 4, 96))) is None
+
+
+def test_compiles_for_a_gpu() -> None:
+    """NVRTC takes the kernels, where it is."""
+    try:
+        launch.nvrtc()
+    except ImportError as error:
+        pytest.skip(str(error))
+    for name in ("message", "message_transpose"):
+        ptx = launch.compile_ptx(engine._message_kernel(name, 128, (64, 2), False, True), 90)
+        assert f".entry {name}" in ptx
+    with pytest.raises(RuntimeError, match="could not compile broken"):
+        launch.compile_ptx(launch.Kernel("broken", "nonsense", (), 32, 0), 90)
+
+
+def test_without_nvrtc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many atoms go without CUDA kernels, and a message says why."""
+    monkeypatch.setattr(launch, "why_not", lambda: "NVRTC was not found")
+    config = CONFIGS["painn"].model_copy(update={"hidden_dim": 16})
+    tree, _ = tabulate(random_params(config), config, 16)
+    with pytest.warns(UserWarning, match="CUDA kernels are not used: NVRTC was not found"):
+        fused = kernels.prepare(models.cast(tree, np.dtype("float32")), config, "triton")
+    assert "cuda" not in fused.fused
