@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,14 @@ OF_MODELS: list[Watched] = [
 
 def _of_phases(step: Any, phases: Any, *_: Any) -> str:
     """What lies between two messages, PaiNN's gates included; after the last one, with its gradient."""
-    names = {"BETWEEN": "update", "LAST": "update, readout", "BETWEEN_BWD": "update, backward"}
-    return next(name for key, name in names.items() if getattr(step.model, key) is phases)
+    names = {step.plan.between: "update", step.model.LAST: "update, readout", step.plan.between_bwd: "update, backward"}
+    return names[phases]
+
+
+def _of_cuda_phases(config: Any, phases: Any, weights: Any, state: Any, *_: Any) -> str:
+    """The same, of CUDA kernels."""
+    after_the_last = "s_bar" not in state and phases[-1].__name__.endswith("_bwd")
+    return "update, readout" if after_the_last else "update, backward" if "s_bar" in state else "update"
 
 
 def _of_phase(step: Any, phase: Callable[..., Any], weights: Any, state: Any, heard: Any) -> str:
@@ -92,10 +99,11 @@ OF_KERNELS: dict[str, list[Watched]] = {
         (_of_phases, "_on_arrays", None),
     ],
     "programs": [(_of_phase, "_launch", None)],
+    "cuda.engine": [(_of_cuda_phases, "run_phases", None), ("pairs, backward", "whole", None)],
 }
 
 
-KERNEL_PRIMITIVES = ("pallas_call", "ffi_call", "triton_kernel_call")
+KERNEL_PRIMITIVES = ("pallas_call", "ffi_call", "jaxff_cuda")
 
 
 @dataclass
@@ -163,10 +171,9 @@ def traced_parts(architecture: str, engine: str, p: Problem) -> list[Part]:
 @contextmanager
 def _watching(found: dict[Any, Part]) -> Iterator[None]:
     """Calls of the watched functions, those within another one aside, go to `found`."""
-    from jaxff import kernels
 
     where = [(module, OF_MODELS) for module in (student, painn)]
-    where += [(getattr(kernels, name), watched) for name, watched in OF_KERNELS.items()]
+    where += [(import_module(f"jaxff.kernels.{name}"), watched) for name, watched in OF_KERNELS.items()]
     depth = 0
 
     def watched(

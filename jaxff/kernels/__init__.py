@@ -169,13 +169,13 @@ def _one_or_many(
     Few atoms: programs for each (jaxff.kernels.programs). Many, and on a CPU: XLA's products are faster.
     """
     route, cuda = args[0].route, "cuda" in args[0].fused
-    block, slots = math.gcd(config.hidden_dim, message[0]), message[1]
-    by_tensor_cores = pairs.mask.shape[-1] > pairs.num_atoms * FEW_SLOTS
-    launch = Launch(block, slots, 0, "cuda" if cuda and by_tensor_cores else route, cuda)
-    many = partial(_many, run, launch, Launch(block, slots, 0, route))
+    arrays = Launch(math.gcd(config.hidden_dim, message[0]), message[1], 0, route)
+    by_tensor_cores = cuda and pairs.mask.shape[-1] > pairs.num_atoms * FEW_SLOTS
+    launch = arrays._replace(cuda=cuda, lean=cuda, route="cuda" if by_tensor_cores else route)
     if route == "native" or pairs.layout != "all" or pairs.num_atoms > FEW_ATOMS:
-        return many(*args)
+        return _many(run, launch, arrays, *args)
     few = partial(run, Launch(math.gcd(config.hidden_dim, FEW[0]), FEW[1], PARTS, route))
+    many = partial(_many, run, launch._replace(lean=False), arrays)  # keeps what `few` does, as vmap wants it
     # everything traced is an argument: custom_vmap closes over no tracers
     either = jax.custom_batching.custom_vmap(few)
 
@@ -188,21 +188,21 @@ def _one_or_many(
     return either(*args)
 
 
-def _many(run: Callable[..., Any], launch: Launch, without_cuda: Launch, *args: Any) -> Any:
+def _many(run: Callable[..., Any], launch: Launch, arrays: Launch, *args: Any) -> Any:
     """run(launch, *args) for many atoms: in CUDA, where a batch of systems is one larger system, or as arrays."""
-    arrays = partial(run, without_cuda)
     if not launch.cuda or any(x.size * 3 >= INDEX_LIMIT for x in jax.tree.leaves(args[1:])):
-        return arrays(*args)
+        return run(arrays._replace(lean=launch.lean), *args)
     either = jax.custom_batching.custom_vmap(partial(run, launch))
 
     @either.def_vmap
     def _(size: int, batched: Any, *args: Any) -> tuple[Any, Any]:
         if any(jax.tree.leaves(batched[0])):  # other weights: other models
             axes = jax.tree.map(lambda x: 0 if x else None, batched)
-            out = jax.vmap(arrays, in_axes=tuple(axes), axis_size=size)(*args)
+            without = partial(run, arrays._replace(lean=launch.lean))
+            out = jax.vmap(without, in_axes=tuple(axes), axis_size=size)(*args)
         else:
             together = batches.joined(size, batched[1:], args[1:])
-            out = batches.parted(size, _many(run, launch, without_cuda, args[0], *together))
+            out = batches.parted(size, _many(run, launch, arrays, args[0], *together))
         return out, jax.tree.map(lambda _: True, out)
 
     return either(*args)

@@ -42,6 +42,14 @@ Made = dict[str, Any]  # by name: Rows, Shares or PerAtom; names in a model's JO
 Phase = Callable[..., Made]  # phase(on, config, weights, state), the first phase after a message with its sums, too
 
 
+class Plan(NamedTuple):
+    """Phases between two messages, what of theirs the way back reads with how many rows, and its phases."""
+
+    between: tuple[Phase, ...]
+    kept: dict[str, int]
+    between_bwd: tuple[Phase, ...]
+
+
 class Step(NamedTuple):
     """What every phase of a step needs: the equations, their constants, the pairs, how to run."""
 
@@ -49,6 +57,11 @@ class Step(NamedTuple):
     config: Any
     geometry: Geometry
     launch: Launch
+
+    @property
+    def plan(self) -> Plan:
+        """The phases."""
+        return self.model.LEAN if self.launch.lean else self.model.PLAN
 
 
 class Heard(NamedTuple):

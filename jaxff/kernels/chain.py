@@ -67,9 +67,9 @@ def forward(
     sources = model.first_sources(tree, numbers)
     for i in range(last):
         heard = atoms.Heard(sources, _table(tree, i, launch))
-        made, _ = _run(step, model.BETWEEN, model.weights(tree, i, False), state, heard, _cuda(tree, "forward", i))
+        made, _ = _run(step, step.plan.between, model.weights(tree, i, False), state, heard, _cuda(tree, "forward", i))
         sources, state = model.sources(made), {"s": made["s"], "v": made["v"]}
-        saved.append((sources, {name: made[name] for name in model.KEPT}))
+        saved.append((sources, {name: made[name] for name in step.plan.kept}))
     heard = atoms.Heard(sources, _table(tree, last, launch))
     made, _ = _run(step, model.LAST, model.weights(tree, last, True), state, heard, _cuda(tree, "last"))
     energies, (s_bar,) = made["energy"].x + tree["read"]["offset"][0], made["s_bar"]
@@ -106,8 +106,9 @@ def backward(
     for i in reversed(range(1, config.num_interactions)):
         sources, kept = saved[i - 1]
         heard = atoms.Heard(sources, _table(tree, i, launch), (s_bar, v_bar), scale)
-        weights, cuda = step.model.weights(tree, i - 1, False), _cuda(tree, "backward", i - 1)
-        made, pair_bar = _run(step, step.model.BETWEEN_BWD, weights, kept, heard, cuda)
+        weights = step.model.weights(tree, i - 1, False)
+        cuda = _cuda(tree, "backward_lean" if launch.lean else "backward", i - 1)
+        made, pair_bar = _run(step, step.plan.between_bwd, weights, kept, heard, cuda)
         (s_bar,), v_bar, scale = made["s_bar"], made["v_bar"], None
         pair_bars.append(pair_bar)
     sources, above = step.model.first_sources(tree, numbers), atoms.scaled((s_bar, v_bar), scale)

@@ -29,7 +29,7 @@ class Launch(NamedTuple):
     """How kernels run: channels of a message program (a power of 2 that divides F) and pairs that it takes at once;
 
     how many programs serve an atom between two messages (jaxff.kernels.programs), 0 where arrays or CUDA kernels do;
-    what runs messages; whether CUDA kernels run what lies between them.
+    what runs messages; whether CUDA kernels run what lies between them; whether what they keep is little.
     """
 
     block: int
@@ -37,6 +37,7 @@ class Launch(NamedTuple):
     parts: int
     route: Route
     cuda: bool = False
+    lean: bool = False
 
     @property
     def interpret(self) -> bool:

@@ -22,14 +22,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxff.config import PainnConfig
-from jaxff.kernels.atoms import Made, Rows, inner, plus, read_in, read_on
+from jaxff.kernels.atoms import Made, Plan, Rows, inner, plus, read_in, read_on
 from jaxff.kernels.message import Sources
 from jaxff.models.parameters import Params, dense_layers
 from jaxff.ops.distance import divide_or_zero
 from jaxff.ops.mlp import mlp_fwd, silu_slope
 
-# what the backward of `BETWEEN` reads, and how many rows of it
-KEPT = {"v": 3, "uv": 3, "vv": 3, "hidden": 1, "a": 2, "hidden_gate": 1, "xv": 1}
 SENT = ("xs", "xu", "y")  # what `sources` takes besides s and v
 BACK_SUMS = 5  # rows of a transposed message
 JOINED = ("y", "v_bar")
@@ -72,7 +70,7 @@ def first_sources(tree: Params, numbers: Array) -> Sources:
 
 
 def sources(state: Made) -> Sources:
-    """What atoms send of what `BETWEEN` made."""
+    """What atoms send of what the phases between two messages made."""
     (xs,), (xu,) = state["xs"], state["xu"]
     return Sources(xs, xu, state["y"])
 
@@ -174,9 +172,33 @@ def vectors_bwd(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
     return {"v_bar": v_bar if "v_bar" not in state else plus(v_bar, on.rows(state["v_bar"]))}
 
 
-BETWEEN = (message_heard, update_hidden, update, gate)
+def message_heard_and_kept(on: Any, config: PainnConfig, w: Between, state: Made, sums: Rows) -> Made:
+    """`message_heard`, and v once more under a name of its own."""
+    made = message_heard(on, config, w, state, sums)
+    return made | {"heard": made["v"]}
+
+
+def remake_and_gate_bwd(on: Any, config: PainnConfig, w: Between, state: Made, sums: Rows) -> Made:
+    """`gate_bwd` after Uv, Vv and v' from what was heard."""
+    v, a = on.full_rows(state["heard"]), on.rows(state["a"])
+    uv, vv = on.outward_each((v, w.update["U"])), on.outward_each((v, w.update["V"]))
+    v_new = [x + a[1] * y for x, y in zip(v, uv, strict=True)]
+    made = {"uv": uv, "vv": vv, "v": v_new}
+    return made | gate_bwd(on, config, w, state | made, sums)
+
+
 LAST = (message_heard, update_hidden, update_last, readout, update_bwd, vectors_bwd)
-BETWEEN_BWD = (gate_bwd, update_hidden_bwd, update_bwd, vectors_bwd)
+PLAN = Plan(
+    (message_heard, update_hidden, update, gate),
+    {"v": 3, "uv": 3, "vv": 3, "hidden": 1, "a": 2, "hidden_gate": 1, "xv": 1},
+    (gate_bwd, update_hidden_bwd, update_bwd, vectors_bwd),
+)
+# two products more, and six rows less pass through memory
+LEAN = Plan(
+    (message_heard_and_kept, update_hidden, update, gate),
+    {"heard": 3, "hidden": 1, "a": 2, "hidden_gate": 1, "xv": 1},
+    (remake_and_gate_bwd, update_hidden_bwd, update_bwd, vectors_bwd),
+)
 
 
 def _transposed(weights: Params) -> Params:

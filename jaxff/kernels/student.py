@@ -16,13 +16,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxff.config import StudentConfig
-from jaxff.kernels.atoms import AXES, Made, Rows, inner, plus, read_in, read_on, total
+from jaxff.kernels.atoms import AXES, Made, Plan, Rows, inner, plus, read_in, read_on, total
 from jaxff.kernels.message import Sources
 from jaxff.models.parameters import Params
 from jaxff.ops.distance import divide_or_zero
 from jaxff.ops.mlp import silu_slope
 
-KEPT = {"heard": 3, "hidden": 1, "g": 2}  # what the backward of `BETWEEN` reads, and how many rows of it
 SENT = ()  # what `sources` takes besides s and v
 BACK_SUMS = 4  # rows of a transposed message
 JOINED = ("v", "v_bar")
@@ -58,7 +57,7 @@ def first_sources(tree: Params, numbers: Array) -> Sources:
 
 
 def sources(state: Made) -> Sources:
-    """What atoms send of what `BETWEEN` made."""
+    """What atoms send of what the phases between two messages made."""
     (s,) = state["s"]
     return Sources(s, None, state["v"])
 
@@ -127,9 +126,8 @@ def update_bwd(on: Any, config: StudentConfig, w: Between, state: Made) -> Made:
     return {"s_bar": plus(on.rows(state["s_bar"]), [s_more]), "v_bar": v_new}
 
 
-BETWEEN = (message_heard, update)
 LAST = (message_heard, update_last, readout, update_bwd)
-BETWEEN_BWD = (hidden_bwd, update_bwd)
+PLAN = LEAN = Plan((message_heard, update), {"heard": 3, "hidden": 1, "g": 2}, (hidden_bwd, update_bwd))
 
 
 def _mix(on: Any, matrix: Any, v: Rows, transposed: bool = False) -> Rows:

@@ -209,5 +209,5 @@ def test_kernels_lower_for_cuda(config: Any, hidden_dim: int) -> None:
     except RuntimeError as error:  # JAX 0.12 asks the GPU what it can do
         pytest.skip(f"this JAX lowers for a GPU only where one is: {error}")
     model, last = chain._MODELS[config.architecture], config.num_interactions - 1
-    phases = last * (len(model.BETWEEN) + len(model.BETWEEN_BWD)) + len(model.LAST) + 1
+    phases = last * (len(model.PLAN.between) + len(model.PLAN.between_bwd)) + len(model.LAST) + 1
     assert text.count("custom_call") >= (phases if hidden_dim == 32 else 2 * config.num_interactions)

@@ -47,11 +47,14 @@ def prepare(tree: Params, config: Config) -> dict[str, Any] | None:
     if any(width % 16 for kernel, *_ in tree["read"]["hidden"] for width in kernel.shape):
         return None
     between = [model.weights(tree, i, False) for i in range(last)]
-    return {
+    backward = {
+        name: [_matrices(config, plan.between_bwd, w, True) for w in between]
+        for name, plan in (("backward", model.PLAN), ("backward_lean", model.LEAN))
+    }
+    return backward | {
         "filters": filters,
-        "forward": [_matrices(config, model.BETWEEN, w, i > 0) for i, w in enumerate(between)],
+        "forward": [_matrices(config, model.PLAN.between, w, i > 0) for i, w in enumerate(between)],
         "last": _matrices(config, model.LAST, model.weights(tree, last, True), last > 0),
-        "backward": [_matrices(config, model.BETWEEN_BWD, w, True) for w in between],
     }
 
 
@@ -210,16 +213,18 @@ def _phase_kernel(kernel: tiles.Generated, f: int) -> launch.Kernel:
 
 def _wanted(config: Config, phases: Sequence[Phase]) -> tuple[str, ...]:
     model = _MODELS[config.architecture]
-    if phases is model.BETWEEN:
-        return tuple(dict.fromkeys(("s", "v", *model.SENT, *model.KEPT)))
-    return ("energy", "s_bar", "v_bar") if phases is model.LAST else ("s_bar", "v_bar")
+    for plan in (model.PLAN, model.LEAN):
+        if phases == plan.between:
+            return tuple(dict.fromkeys(("s", "v", *model.SENT, *plan.kept)))
+    return ("energy", "s_bar", "v_bar") if phases == model.LAST else ("s_bar", "v_bar")
 
 
 def _inputs(config: Config, phases: Sequence[Phase], has_v: bool) -> dict[str, int]:
     """What the phases read, and how many rows."""
     model = _MODELS[config.architecture]
-    if phases is model.BETWEEN_BWD:
-        return model.KEPT | {"s_bar": 1, "v_bar": 3}
+    for plan in (model.PLAN, model.LEAN):
+        if phases == plan.between_bwd:
+            return plan.kept | {"s_bar": 1, "v_bar": 3}
     return {"s": 1, "v": 3} if has_v else {"s": 1}
 
 
@@ -231,8 +236,7 @@ def _generated(config: Config, phases: Sequence[Phase], weights: Any, has_v: boo
 @functools.cache
 def _generate(config: Config, phases: tuple[Phase, ...], tree: Any, shapes: Any, has_v: bool) -> tiles.Generated:
     model = _MODELS[config.architecture]
-    sums = model.BACK_SUMS if phases == model.BETWEEN_BWD else 4
+    inputs, wanted = _inputs(config, phases, has_v), _wanted(config, phases)
+    sums = model.BACK_SUMS if "s_bar" in inputs else 4
     weights = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes])
-    original = next(x for x in (model.BETWEEN, model.LAST, model.BETWEEN_BWD) if phases == x)
-    inputs, wanted = _inputs(config, original, has_v), _wanted(config, original)
     return tiles.generate(phases, config, weights, inputs, sums, wanted, model.JOINED)
