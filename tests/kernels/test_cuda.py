@@ -11,6 +11,7 @@ import pytest
 from jaxff import kernels, models
 from jaxff.kernels.cuda import engine, launch
 from jaxff.kernels.cuda.matrices import halves
+from jaxff.kernels.message import Geometry, Sources
 from jaxff.ops import accumulate_forces
 from jaxff.tabulate import tabulate
 from tests.kernels import GPU, PROGRAMS, emulator
@@ -68,6 +69,57 @@ def test_listed(name: str, few_slots: int, monkeypatch: pytest.MonkeyPatch) -> N
     np.testing.assert_allclose(got[0], energies, atol=1e-5 * max(1, np.abs(energies).max()))
     np.testing.assert_allclose(got[1], forces, atol=1e-5 * scale)
     assert np.all(got[1][19:] == 0)
+
+
+@pytest.mark.parametrize(("has_b", "has_y", "slots"), [(True, True, 70), (False, False, 70), (False, True, 130)])
+def test_messages_of_many_pairs(has_b: bool, has_y: bool, slots: int) -> None:
+    """More pairs an atom than a block takes at once, some of which don't count: sums and halves against float64."""
+    n, f, rng = 4, 48, np.random.default_rng(slots)
+    t = np.linspace(0, 1, 129)
+    curves = rng.normal(size=(3 if has_y else 2, f, 12)) @ np.sin(np.arange(1, 13)[:, None] * 3 * t)
+    curves = curves.reshape(-1, 129)
+    slope = np.gradient(curves, axis=1)
+    delta, g, h = np.diff(curves, axis=1), slope[:, :-1], slope[:, 1:]
+    table = np.stack([curves[:, :-1], g, 3 * delta - 2 * g - h, g + h - 2 * delta]).transpose(2, 0, 1)
+    filters = engine._factorised(table)
+    senders, mask = rng.integers(0, n, (n, slots)), rng.uniform(size=(n, slots)) < 0.8
+    u, x, interval = rng.normal(size=(3, n, slots)), rng.uniform(size=(n, slots)), rng.integers(0, 128, (n, slots))
+    places = np.concatenate([np.stack([x, mask]), u, interval[None]]).reshape(6, -1).astype(np.float32)
+    geometry = Geometry(jnp.asarray(senders.reshape(-1), jnp.int32), jnp.asarray(places))
+    a, b, p = rng.normal(size=(3, n, f))
+    y, q = rng.normal(size=(2, n, 3, f))
+    single = lambda z: jnp.asarray(z.reshape(n, -1), jnp.float32)  # noqa: E731
+    sources = Sources(single(a), single(b) if has_b else None, single(y) if has_y else None)
+    ds, dv = engine.message(sources, filters, geometry)
+    bars, halves_of_pairs = engine.message_transpose(sources, (single(p), single(q)), filters, geometry)
+
+    x = x.astype(np.float32).astype(np.float64)[..., None]
+    c0, c1, c2, c3 = (table[interval, k] for k in range(4))
+    w = (c0 + x * (c1 + x * (c2 + x * c3))) * mask[..., None]
+    slopes = (c1 + x * (2 * c2 + 3 * x * c3)) * mask[..., None]
+    (wa, wb, wc), (sa, sb, sc) = (
+        np.pad(z, ((0, 0), (0, 0), (0, f)))[..., : 3 * f].reshape(n, slots, 3, f).transpose(2, 0, 1, 3)
+        for z in (w, slopes)
+    )
+    b, y = b if has_b else np.ones_like(b), y if has_y else np.zeros_like(y)
+
+    def close(got: Any, expected: Any) -> None:
+        np.testing.assert_allclose(got, expected, rtol=0, atol=5e-7 * np.abs(expected).max())
+
+    close(ds, np.sum(wa * a[senders], axis=1))
+    vectors = np.einsum("knm,nmf->nkf", u, wb * b[senders]) + np.einsum("nmf,nmkf->nkf", wc, y[senders])
+    close(dv, vectors.reshape(n, -1))
+    close(bars.a, np.sum(wa * p[senders], axis=1))
+    along = np.einsum("knm,nmkf->nmf", u, q[senders])
+    if has_b:
+        close(bars.b, -np.sum(wb * along, axis=1))
+    if has_y:
+        close(bars.y, np.einsum("nmf,nmkf->nkf", wc, q[senders]).reshape(n, -1))
+    own_a, own_b, own_y = a[:, None], b[:, None], y[:, None]
+    d = own_a * p[senders] * sa - own_b * along * sb + np.sum(own_y * q[senders], axis=2) * sc
+    got = np.asarray(halves_of_pairs).reshape(4, n, slots)
+    close(got[0], d.sum(axis=-1))
+    close(got[1:], np.einsum("nmf,nmkf->knm", own_b * wb, q[senders]))
 
 
 @pytest.mark.parametrize("few_slots", [0, 1000])

@@ -20,6 +20,9 @@ from jaxff.kernels.message import Geometry, Sources
 from jaxff.models.parameters import Params
 
 Config = StudentConfig | PainnConfig
+CHANNELS = range(
+    32, 129, 16
+)  # threads for all pairs of a block; shared memory of every GPU from compute capability 8.0
 RANKS = (16, 32, 48, 64)
 VALUES, SLOPES = 1e-7, 1e-6  # of the largest filter, and of the largest slope: what few functions may leave out
 HALF_IS_ENOUGH = 2e-3  # likewise, for what functions add of which one half counts, 11 bits
@@ -38,7 +41,7 @@ def prepare(tree: Params, config: Config) -> dict[str, Any] | None:
 
     tree: as jaxff.kernels.chain.prepare makes it.
     """
-    if config.hidden_dim % 16 or config.hidden_dim > 256:
+    if config.hidden_dim not in CHANNELS:
         return None
     filters = [_factorised(np.asarray(tree[f"interaction_{i}"]["table"])) for i in range(config.num_interactions)]
     if None in filters:
