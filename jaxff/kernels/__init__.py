@@ -1,6 +1,7 @@
 """The fused engine: kernels for symmetric pair lists, float32, tabulated filters.
 
-On a GPU they are Pallas kernels (Triton backend); on a CPU, Numba's (jaxff.kernels.native) and XLA's products.
+On a GPU they are Pallas kernels (Triton backend) for few atoms, and for many CUDA kernels (jaxff.kernels.cuda), or,
+where those can't be had, Pallas kernels and XLA's products; on a CPU, Numba's (jaxff.kernels.native) and products too.
 Imported only when chosen. The functions have the signatures of jaxff.models, on `FusedTree`s. The GPU's kernels run on
 a CPU, too, interpreted and slowly: that is how they are tested.
 """
@@ -166,7 +167,7 @@ def _one_or_many(
 ) -> Any:
     """run(launch, *args): for few atoms as one molecule wants it, under vmap as many do.
 
-    Few atoms: programs for each (jaxff.kernels.programs). Many, and on a CPU: XLA's products are faster.
+    Few atoms: programs for each (jaxff.kernels.programs). Many: CUDA kernels; without them and on a CPU XLA's products.
     """
     route, cuda = args[0].route, "cuda" in args[0].fused
     arrays = Launch(math.gcd(config.hidden_dim, message[0]), message[1], 0, route)

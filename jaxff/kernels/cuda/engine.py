@@ -29,7 +29,6 @@ HALF_IS_ENOUGH = 2e-3  # likewise, for what functions add of which one half coun
 FILTERS = ("basis", "high", "low", "scales")  # as the kernels take them
 PAIRS = 64  # that message.cu takes at once
 ATOMS = 16  # that tiles.cu takes at once
-INDEX_LIMIT = 2**31
 _MODELS: dict[str, Any] = {"student": student, "painn": painn}
 
 
@@ -136,7 +135,7 @@ def message_transpose(
 
 
 def whole(pair_bars: Float[Array, "4 E"], senders: Int[Array, "E"], mask: Any, num_atoms: int) -> Float[Array, "4 E"]:
-    """[D, U_xyz] of each pair minus those of its reverse, from the halves that both have."""
+    """[D, U_xyz] of each pair minus those of its reverse, from the halves that both have. No pair occurs twice."""
     e = senders.shape[0]
     valid = jnp.where(mask, senders, -1).reshape(num_atoms, -1)
     slots = valid.shape[1]

@@ -17,6 +17,7 @@ from jaxtyping import Array
 
 from jaxff.kernels.atoms import AXES, Atoms, Made, PerAtom, Rows, Shares
 
+NAME = "phases"  # of the kernel
 _TRACED_ATOMS = 16
 
 _product = Primitive("tile_product")
@@ -34,9 +35,6 @@ class Product(NamedTuple):
     parts: int
     width: int
     sources: tuple[int, ...]
-
-
-NAME = "phases"  # of the kernel
 
 
 class Generated(NamedTuple):
