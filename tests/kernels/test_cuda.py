@@ -1,14 +1,16 @@
 """The CUDA kernels on a CPU (tests/kernels/emulator.py), or on a GPU where one is, against the models."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ase.build import molecule
 
-from jaxff import kernels, models
+from jaxff import kernels, load_potential, models
 from jaxff.kernels.cuda import engine, launch
 from jaxff.kernels.cuda.matrices import halves
 from jaxff.kernels.message import Geometry, Sources
@@ -145,6 +147,33 @@ def test_batch(few_slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
         scale = max(1, np.abs(expected[1]).max())
         np.testing.assert_allclose(energies[i, j], expected[0], atol=1e-5 * max(1, np.abs(expected[0]).max()))
         np.testing.assert_allclose(forces[i, j], expected[1], atol=1e-5 * scale)
+
+
+def close_to_exact(model: Any, numbers: Any, positions: Any) -> None:
+    """Forces at 128 channels within 1e-4 eV/Å of float64 with exact filters."""
+    potential, exact = load_potential(model, engine="fused"), load_potential(model, dtype="float64")
+    fused = kernels.prepare(potential._fused.plain, potential.config, PROGRAMS, cuda=True)
+    vectors, pairs = pairs_in_layout(positions, potential.config.cutoff, "slots")
+
+    def energy(r: Any) -> Any:
+        return jnp.sum(kernels.atomic_energies(fused, potential.config, jnp.asarray(numbers, jnp.int32), r, pairs))
+
+    forces = accumulate_forces(jax.grad(energy)(jnp.asarray(vectors, jnp.float32)), pairs)
+    np.testing.assert_allclose(forces, exact.energy_and_forces(numbers, positions)[1], atol=1e-4)
+
+
+def test_the_model_that_ships(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "FEW_SLOTS", 0)
+    atoms = molecule("CH3CH2OH")
+    close_to_exact("organic", atoms.numbers, atoms.positions)
+
+
+def test_published_student(student_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "FEW_SLOTS", 0)
+    data = np.load(student_dir / "parity_public.npz")
+    which = int(np.argmax((data["natoms"] == 14) & ~data["force_ill_defined"]))
+    part = slice(*data["offset"][which : which + 2])
+    close_to_exact(student_dir / "original.pt", data["numbers"][part], data["positions"][part])
 
 
 def test_halves() -> None:
