@@ -76,8 +76,9 @@ def _of_phases(step: Any, phases: Any, *_: Any) -> str:
 
 def _of_cuda_phases(config: Any, phases: Any, weights: Any, state: Any, *_: Any) -> str:
     """The same, of CUDA kernels."""
-    after_the_last = "s_bar" not in state and phases[-1].__name__.endswith("_bwd")
-    return "update, readout" if after_the_last else "update, backward" if "s_bar" in state else "update"
+    if phases == import_module(f"jaxff.kernels.{config.architecture}").LAST:
+        return "update, readout"
+    return "update, backward" if "s_bar" in state else "update"
 
 
 def _of_phase(step: Any, phase: Callable[..., Any], weights: Any, state: Any, heard: Any) -> str:

@@ -123,6 +123,23 @@ __device__ __forceinline__ void answer(const Asked& q, const Raw& raw, int chunk
     }
 }
 
+// two blocks of pairs, and B of the first; `ahead` then stands at the third
+template <bool SLOPES>
+__device__ __forceinline__ void begin(Raw* raw, uint32* values, const Work& work, Work& ahead, const int* senders,
+                                      const float* places, const float4* basis, int n, float slope) {
+    for (int k = 0; k < 2; k++) {
+        keep_raw(raw[k], load_raw(ahead, senders, places, n), work);
+        ahead.step();
+    }
+    sync();
+    for (int chunk = 0; chunk < work.at_once / 16; chunk++) {
+        Asked asked;
+        ask(asked, raw[0], chunk, basis);
+        answer<SLOPES>(asked, raw[0], chunk, values, slope);
+    }
+    sync();
+}
+
 // --- W of 16 pairs ---
 
 struct Weights {  // C of the 16 channels of this warp
@@ -207,17 +224,7 @@ message(const int* __restrict__ senders, const float* __restrict__ places, const
     Work work(n, slots), ahead = work;
     Weights c(highs, lows);
     int chunks = work.at_once / 16, channel = 16 * warp() + 4 * (lane() & 3);
-    keep_raw(raw[0], load_raw(ahead, senders, places, n), work);
-    ahead.step();
-    keep_raw(raw[1], load_raw(ahead, senders, places, n), work);
-    ahead.step();
-    sync();
-    for (int chunk = 0; chunk < chunks; chunk++) {
-        Asked asked;
-        ask(asked, raw[0], chunk, basis);
-        answer<false>(asked, raw[0], chunk, values, 0.f);
-    }
-    sync();
+    begin<false>(raw, values, work, ahead, senders, places, basis, n, 0.f);
     float4 s = ZERO, vx = ZERO, vy = ZERO, vz = ZERO;
     for (int it = 0; work.left > 0; it++) {
         const Raw& now = raw[it % 3];
@@ -277,17 +284,7 @@ message_transpose(const int* __restrict__ senders, const float* __restrict__ pla
     Work work(n, slots), ahead = work, before = work;
     Weights c(highs, lows);
     int chunks = work.at_once / 16, g = lane() >> 2, t = lane() & 3, channel = 16 * warp() + 4 * t;
-    keep_raw(raw[0], load_raw(ahead, senders, places, n), work);
-    ahead.step();
-    keep_raw(raw[1], load_raw(ahead, senders, places, n), work);
-    ahead.step();
-    sync();
-    for (int chunk = 0; chunk < chunks; chunk++) {
-        Asked asked;
-        ask(asked, raw[0], chunk, basis);
-        answer<true>(asked, raw[0], chunk, values, scales[1]);
-    }
-    sync();
+    begin<true>(raw, values, work, ahead, senders, places, basis, n, scales[1]);
     float4 own[SOURCES], bars[SOURCES];
     for (int it = 0;; it++) {
         if (it > 0) {  // the shares of the block of pairs before
