@@ -92,7 +92,7 @@ OF_KERNELS: dict[str, list[Watched]] = {
         ("repulsion", "pair_repulsion", None),
         ("repulsion, backward", "pair_repulsion_bwd", None),
         ("pairs, backward", "distance_bwd", None),
-        ("message, filters, backward", "message_transpose", None),
+        ("message, filters, backward", "first_transpose", None),
     ],
     "atoms": [
         ("message, filters", "message", None),

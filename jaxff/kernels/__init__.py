@@ -170,12 +170,13 @@ def _one_or_many(
     Few atoms: programs for each (jaxff.kernels.programs). Many: CUDA kernels; without them and on a CPU XLA's products.
     """
     route, cuda = args[0].route, "cuda" in args[0].fused
-    arrays = Launch(math.gcd(config.hidden_dim, message[0]), message[1], 0, route)
+    dense = pairs.layout == "all"
+    arrays = Launch(math.gcd(config.hidden_dim, message[0]), message[1], 0, route, dense=dense)
     by_tensor_cores = cuda and pairs.mask.shape[-1] > pairs.num_atoms * FEW_SLOTS
     launch = arrays._replace(cuda=cuda, lean=cuda, route="cuda" if by_tensor_cores else route)
     if route == "native" or pairs.layout != "all" or pairs.num_atoms > FEW_ATOMS:
         return _many(run, launch, arrays, *args)
-    few = partial(run, Launch(math.gcd(config.hidden_dim, FEW[0]), FEW[1], PARTS, route))
+    few = partial(run, Launch(math.gcd(config.hidden_dim, FEW[0]), FEW[1], PARTS, route, dense=True))
     many = partial(_many, run, launch._replace(lean=False), arrays)  # keeps what `few` does, as vmap wants it
     # everything traced is an argument: custom_vmap closes over no tracers
     either = jax.custom_batching.custom_vmap(few)

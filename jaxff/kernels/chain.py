@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxff.config import PainnConfig, StudentConfig
 from jaxff.kernels import atoms, painn, programs, student
-from jaxff.kernels.message import Geometry, Launch, message_transpose
+from jaxff.kernels.message import Geometry, Launch, first_transpose, whole
 from jaxff.models.painn import pair_repulsion, pair_repulsion_bwd
 from jaxff.models.parameters import Params, dense_layers
 from jaxff.models.student import EPSILON
@@ -112,12 +112,8 @@ def backward(
         (s_bar,), v_bar, scale = made["s_bar"], made["v_bar"], None
         pair_bars.append(pair_bar)
     sources, above = step.model.first_sources(tree, numbers), atoms.scaled((s_bar, v_bar), scale)
-    pair_bars.append(message_transpose(sources, above, _table(tree, 0, launch), geometry, launch)[1])
-    pairs, pair_bar = _inside(geometry, pairs), atoms.total(pair_bars)
-    if launch.route == "cuda":
-        from jaxff.kernels.cuda import engine
-
-        pair_bar = engine.whole(pair_bar, geometry.senders, pairs.mask, pairs.num_atoms)
+    pair_bars.append(first_transpose(sources, above, _table(tree, 0, launch), geometry, launch))
+    pairs, pair_bar = _inside(geometry, pairs), whole(atoms.total(pair_bars), geometry, pairs.num_atoms, launch)
     pair_bar = jnp.where(pairs.mask, pair_bar, 0)
     d_bar = pair_bar[0] * _intervals_per_angstrom(tree, config)
     if repulsion is not None:

@@ -9,6 +9,7 @@ A program sums for one atom over blocks of its slots, for a block of channels. N
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Sequence
 from functools import partial
@@ -25,11 +26,15 @@ from jaxtyping import Array, Float, Int
 Route = Literal["triton", "cuda", "native", "interpret"]
 
 
+SOME_ATOMS, SOME_BACK = 512, (32, 4)  # up to so many: channels and pairs of a program of the message transposed
+
+
 class Launch(NamedTuple):
     """How kernels run: channels of a message program (a power of 2 that divides F) and pairs that it takes at once;
 
     how many programs serve an atom between two messages (jaxff.kernels.programs), 0 where arrays or CUDA kernels do;
-    what runs messages; whether CUDA kernels run what lies between them; whether what they keep is little.
+    what runs messages; whether CUDA kernels run what lies between them; whether what they keep is little; whether the
+    pairs are all those of one system or of several of as many atoms.
     """
 
     block: int
@@ -38,6 +43,7 @@ class Launch(NamedTuple):
     route: Route
     cuda: bool = False
     lean: bool = False
+    dense: bool = False
 
     @property
     def interpret(self) -> bool:
@@ -96,13 +102,12 @@ def message_transpose(
     geometry: Geometry,
     launch: Launch,
 ) -> tuple[Sources, Float[Array, "4 E"]]:
-    """Cotangents of the sources, and of distance and direction, [D, U_xyz], of each pair minus those of its reverse.
+    """Cotangents of the sources; and of distance and direction, [D, U_xyz], of each pair what i sends to j gives them.
 
-    The list must be symmetric. Route "cuda" gives half of it, as jaxff.kernels.cuda.engine tells.
-    With p = Δs̄, q = Δv̄ of receiver i and sender j, and u = u_ij = -u_ji:
+    The list must be symmetric. With p = Δs̄, q = Δv̄ of receiver i and sender j, and u = u_ij = -u_ji:
     ā_i = Σ_j Wa p_j,  b̄_i = -Σ_j Wb u·q_j,  ȳ_i = Σ_j Wc q_j,
-    D = Σ_f (a_j p_i + a_i p_j) Wa' + (b_j u·q_i - b_i u·q_j) Wb' + (y_j·q_i + y_i·q_j) Wc',
-    U = Σ_f (b_j q_i - b_i q_j) Wb.
+    D = Σ_f a_i p_j Wa' - b_i u·q_j Wb' + y_i·q_j Wc',  U = Σ_f b_i q_j Wb; `whole` joins them to pair gradients.
+    Route "native" gives what `whole` would.
     """
     if launch.route == "native":
         from jaxff.kernels import native
@@ -114,6 +119,7 @@ def message_transpose(
         return engine.message_transpose(sources, cotangents, table, geometry)
     n, f = sources.a.shape
     e = geometry.senders.shape[0]
+    launch = _of_so_many(launch, n, f)
     bars, pair_bars = pl.pallas_call(
         partial(_transpose_kernel, Sizes(geometry, n, f, launch)),
         out_shape=(jax.tree.map(lambda x: float32_shape(*x.shape), sources), float32_shape(f // launch.block, 4, e)),
@@ -123,6 +129,68 @@ def message_transpose(
         name="message_transpose",
     )(geometry, table, cotangents, sources)
     return bars, total(list(pair_bars))
+
+
+def first_transpose(
+    sources: Sources,
+    cotangents: tuple[Float[Array, "N F"], Float[Array, "N 3F"]],
+    table: Any,
+    geometry: Geometry,
+    launch: Launch,
+) -> Float[Array, "4 E"]:
+    """Pair gradients as `message_transpose` gives them, for sources that need no cotangents and have no y.
+
+    The other half of each pair, what j sends to i, as `whole` may take it instead: [D, -U] with
+    D = Σ_f a_j p_i Wa' + b_j u·q_i Wb',  U = Σ_f b_j q_i Wb. Where the sources follow from the elements, few of them
+    come from far.
+    """
+    if launch.route == "native":
+        return message_transpose(sources, cotangents, table, geometry, launch)[1]
+    if launch.route == "cuda":
+        from jaxff.kernels.cuda import engine
+
+        return engine.first_transpose(sources, cotangents, table, geometry)
+    n, f = sources.a.shape
+    launch = _of_so_many(launch, n, f)
+    pair_bars = pl.pallas_call(
+        partial(_first_kernel, Sizes(geometry, n, f, launch)),
+        out_shape=float32_shape(f // launch.block, 4, geometry.senders.shape[0]),
+        grid=(n, f // launch.block),
+        interpret=launch.interpret,
+        compiler_params=triton.CompilerParams(num_warps=_warps(launch), num_stages=2),
+        name="first_transpose",
+    )(geometry, table, cotangents, sources)
+    return total(list(pair_bars))
+
+
+def whole(pair_bars: Float[Array, "4 E"], geometry: Geometry, num_atoms: int, launch: Launch) -> Float[Array, "4 E"]:
+    """[D, U_xyz] of each pair that counts minus those of its reverse, from what both have. No pair occurs twice."""
+    if launch.route == "native":
+        return pair_bars
+    e, senders = geometry.senders.shape[0], geometry.senders
+    slots = e // num_atoms
+    if launch.dense:
+        there = pair_bars.reshape(4, -1, slots, slots).swapaxes(2, 3).reshape(4, e)
+        return _joined(pair_bars, there)
+    if launch.cuda:
+        from jaxff.kernels.cuda import engine
+
+        return engine.whole(pair_bars, geometry, num_atoms)
+    valid = jnp.where(geometry.places[1] > 0, senders, -1).reshape(num_atoms, slots)
+    receivers = jnp.arange(e, dtype=jnp.int32) // slots
+    reverse = senders * slots + jnp.argmax(valid[senders] == receivers[:, None], axis=1).astype(jnp.int32)
+    return _joined(pair_bars, pair_bars[:, reverse])
+
+
+def _joined(here: Float[Array, "4 E"], there: Float[Array, "4 E"]) -> Float[Array, "4 E"]:
+    return jnp.concatenate([here[:1] + there[:1], there[1:] - here[1:]])
+
+
+def _of_so_many(launch: Launch, n: int, f: int) -> Launch:
+    """Of some atoms, more programs a message transposed than of many."""
+    if launch.parts or n > SOME_ATOMS:
+        return launch
+    return launch._replace(block=math.gcd(f, SOME_BACK[0]), slots=SOME_BACK[1])
 
 
 class Sizes:
@@ -214,11 +282,8 @@ def transpose_sums(
     a, b, y = sources
     f, has_y = sizes.f, y is not None
     own = partial(_own, i=i)
-    p_i, a_i, b_i = own(p, channels), own(a, channels), None if b is None else own(b, channels)
-    q_i = [own(q, channels + axis * f) for axis in range(3)]
+    a_i, b_i = own(a, channels), None if b is None else own(b, channels)
     y_i = None if y is None else [own(y, channels + axis * f) for axis in range(3)]
-    if scale is not None:
-        p_i, q_i = scale[i] * p_i, [scale[i] * x for x in q_i]
 
     def add(step: Array, sums: list[Array]) -> list[Array]:
         pair = _load_pairs(geometry, sizes, i, step)
@@ -228,29 +293,48 @@ def transpose_sums(
         if scale is not None:
             scale_j = triton.load(scale.at[pair.sender], mask=pair.valid, other=0)[:, None]
             p_j, q_j = scale_j * p_j, [scale_j * x for x in q_j]
-        bq_i, bq_j = q_i, q_j
-        if b is not None and b_i is not None:
-            b_j = _gather(b, pair, channels)
-            bq_i, bq_j = [b_j * x for x in q_i], [b_i * x for x in q_j]
-        difference = [x - z for x, z in zip(bq_i, bq_j, strict=True)]
-        d_bar = (_gather(a, pair, channels) * p_i + a_i * p_j) * wa_slope + _along(pair, difference) * wb_slope
-        new = [sums[0] + wa * p_j]
-        if b is not None:
-            new.append(sums[1] - wb * _along(pair, q_j))
-        if y is not None and y_i is not None:
-            y_j = [_gather(y, pair, channels + axis * f) for axis in range(3)]
-            products = [y_j[x] * q_i[x] + y_i[x] * q_j[x] for x in range(3)]
-            d_bar = d_bar + (products[0] + products[1] + products[2]) * wc[0][1]
+        along = _along(pair, q_j)
+        new, bq = [sums[0] + wa * p_j], q_j
+        if b_i is not None:
+            new.append(sums[1] - wb * along)
+            along, bq = b_i * along, [b_i * x for x in q_j]
+        d_bar = a_i * p_j * wa_slope - along * wb_slope
+        if y_i is not None:
+            d_bar = d_bar + (y_i[0] * q_j[0] + y_i[1] * q_j[1] + y_i[2] * q_j[2]) * wc[0][1]
             new += [vector + wc[0][0] * x for vector, x in zip(sums[-3:], q_j, strict=True)]
-        triton.store(pair_bars.at[block, 0, pair.edge], jnp.sum(d_bar, axis=1), mask=pair.inside)
-        for axis in range(3):
-            u_bar = jnp.sum(wb * difference[axis], axis=1)
-            triton.store(pair_bars.at[block, 1 + axis, pair.edge], u_bar, mask=pair.inside)
+        _store_pair_bars(pair_bars, block, pair, d_bar, [wb * x for x in bq])
         return new
 
     zero = jnp.zeros((sizes.at_once, sizes.block), jnp.float32)
     count = 1 + (b is not None) + 3 * has_y
     return [jnp.sum(x, axis=0) for x in _over_slots(sizes, add, [zero] * count)]
+
+
+def _first_kernel(
+    sizes: Sizes, geometry: Geometry, table: Any, cotangents: tuple[Any, Any], sources: Sources, pair_bars: Any
+) -> None:
+    i, block, channels = pl.program_id(0), pl.program_id(1), _channels(sizes)
+    (p, q), (a, b, _) = cotangents, sources
+    p_i, q_i = _own(p, channels, i=i), [_own(q, channels + axis * sizes.f, i=i) for axis in range(3)]
+
+    def add(step: Array, nothing: list[Array]) -> list[Array]:
+        pair = _load_pairs(geometry, sizes, i, step)
+        (_, wa_slope), (wb, wb_slope) = _filters(table, pair, channels, sizes, 2)
+        if b is not None:
+            b_j = _gather(b, pair, channels)
+            wb, wb_slope = wb * b_j, wb_slope * b_j
+        d_bar = _gather(a, pair, channels) * p_i * wa_slope + _along(pair, q_i) * wb_slope
+        _store_pair_bars(pair_bars, block, pair, d_bar, [-wb * x for x in q_i])
+        return nothing
+
+    _over_slots(sizes, add, [])
+
+
+def _store_pair_bars(
+    pair_bars: Any, block: Any, pair: _Pair, d_bar: Float[Array, "S B"], u_bar: list[Float[Array, "S B"]]
+) -> None:
+    for row, x in enumerate([d_bar, *u_bar]):
+        triton.store(pair_bars.at[block, row, pair.edge], jnp.sum(x, axis=1), mask=pair.inside)
 
 
 def _over_slots(sizes: Sizes, body: Any, start: list[Array]) -> list[Array]:

@@ -80,6 +80,22 @@ inline float from_lane(float x, int mask) {
     sync_warp();
     return r;
 }
+inline int of_lane(int x, int lane) {
+    lanes[current].a[0] = (uint32)x;
+    sync_warp();
+    int r = (int)lanes[current / 32 * 32 + lane].a[0];
+    sync_warp();
+    return r;
+}
+inline int first_lane(bool so) {
+    lanes[current].a[0] = so;
+    sync_warp();
+    int r = -1;
+    for (int k = 0; k < 32 && r < 0; k++)
+        if (lanes[current / 32 * 32 + k].a[0]) r = k;
+    sync_warp();
+    return r;
+}
 inline int as_int(float x) {
     int r;
     memcpy(&r, &x, 4);

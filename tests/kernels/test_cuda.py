@@ -123,6 +123,37 @@ def test_messages_of_many_pairs(has_b: bool, has_y: bool, slots: int) -> None:
     close(got[0], d.sum(axis=-1))
     close(got[1:], np.einsum("nmf,nmkf->knm", own_b * wb, q[senders]))
 
+    if not has_y:
+        first = engine.first_transpose(sources, (single(p), single(q)), filters, geometry)
+        got = np.asarray(first).reshape(4, n, slots)
+        along = np.einsum("knm,nkf->nmf", u, q)
+        close(got[0], np.sum(a[senders] * p[:, None] * sa + b[senders] * along * sb, axis=-1))
+        close(got[1:], -np.einsum("nmf,nkf->knm", b[senders] * wb, q))
+
+
+def test_whole() -> None:
+    """Pairs in any order of slots, more than a warp of them, some of which don't count, against a search."""
+    n, slots, rng = 50, 41, np.random.default_rng(0)
+    near = np.triu(rng.uniform(size=(n, n)) < 0.6, 1)
+    near |= near.T
+    assert 32 < near.sum(axis=1).max() <= slots
+    senders, mask = rng.integers(0, n, (n, slots)), np.zeros((n, slots), bool)
+    for i in range(n):
+        places = rng.permutation(slots)[: near[i].sum()]
+        senders[i, places], mask[i, places] = rng.permutation(np.flatnonzero(near[i])), True
+    halves_of_pairs = rng.normal(size=(4, n, slots)).astype(np.float32)
+    geometry = Geometry(
+        jnp.asarray(senders.reshape(-1), jnp.int32),
+        jnp.asarray(np.stack([mask] * 6).reshape(6, -1), jnp.float32),
+    )
+    got = np.asarray(engine.whole(jnp.asarray(halves_of_pairs.reshape(4, -1)), geometry, n)).reshape(4, n, slots)
+    assert np.all(got[:, ~mask] == 0)
+    for i, s in np.argwhere(mask):
+        j = senders[i, s]
+        (back,) = np.flatnonzero((senders[j] == i) & mask[j])
+        here, there = halves_of_pairs[:, i, s], halves_of_pairs[:, j, back]
+        np.testing.assert_array_equal(got[:, i, s], [here[0] + there[0], *(there - here)[1:]])
+
 
 @pytest.mark.parametrize("few_slots", [0, 1000])
 def test_batch(few_slots: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxff.config import PainnConfig, StudentConfig
 from jaxff.kernels import painn, student
@@ -29,6 +29,7 @@ HALF_IS_ENOUGH = 2e-3  # likewise, for what functions add of which one half coun
 FILTERS = ("basis", "high", "low", "scales")  # as the kernels take them
 PAIRS = 64  # that message.cu takes at once
 ATOMS = 16  # that tiles.cu takes at once
+ATOMS_OF_WHOLE = 8  # that a block of pairs.cu serves
 _MODELS: dict[str, Any] = {"student": student, "painn": painn}
 
 
@@ -120,10 +121,7 @@ def message(sources: Sources, filters: Any, geometry: Geometry) -> tuple[Float[A
 def message_transpose(
     sources: Sources, cotangents: tuple[Float[Array, "N F"], Float[Array, "N 3F"]], filters: Any, geometry: Geometry
 ) -> tuple[Sources, Float[Array, "4 E"]]:
-    """As jaxff.kernels.message.message_transpose, but of each pair the half [D, U_xyz] that its receiver sends back.
-
-    D = Σ_f a_i p_j Wa' - b_i u·q_j Wb' + y_i·q_j Wc',  U = Σ_f b_i q_j Wb; `whole` joins the halves of a pair.
-    """
+    """As jaxff.kernels.message.message_transpose."""
     n, f = sources.a.shape
     e = geometry.senders.shape[0]
     has_b, has_y = sources.b is not None, sources.y is not None
@@ -134,15 +132,24 @@ def message_transpose(
     return Sources(a, b if has_b else None, y if has_y else None), halves_of_pairs
 
 
-def whole(pair_bars: Float[Array, "4 E"], senders: Int[Array, "E"], mask: Any, num_atoms: int) -> Float[Array, "4 E"]:
-    """[D, U_xyz] of each pair minus those of its reverse, from the halves that both have. No pair occurs twice."""
-    e = senders.shape[0]
-    valid = jnp.where(mask, senders, -1).reshape(num_atoms, -1)
-    slots = valid.shape[1]
-    receivers = jnp.arange(e, dtype=jnp.int32) // slots
-    reverse = senders * slots + jnp.argmax(valid[senders] == receivers[:, None], axis=1).astype(jnp.int32)
-    there = pair_bars[:, reverse]
-    return jnp.concatenate([pair_bars[:1] + there[:1], there[1:] - pair_bars[1:]])
+def first_transpose(
+    sources: Sources, cotangents: tuple[Float[Array, "N F"], Float[Array, "N 3F"]], filters: Any, geometry: Geometry
+) -> Float[Array, "4 E"]:
+    """As jaxff.kernels.message.first_transpose."""
+    n, f = sources.a.shape
+    e = geometry.senders.shape[0]
+    kernel = _message_kernel("first_transpose", f, _ranks(filters), sources.b is not None, False)
+    arrays = (*geometry, *(filters[name] for name in FILTERS), *cotangents, *_all(sources)[:2])
+    return launch.call(kernel, arrays, (n, e // n), [(4, e)], _blocks(n))[0]
+
+
+def whole(pair_bars: Float[Array, "4 E"], geometry: Geometry, num_atoms: int) -> Float[Array, "4 E"]:
+    """As jaxff.kernels.message.whole; zeros for pairs that don't count."""
+    e = geometry.senders.shape[0]
+    source = launch.read("device.cu", "pairs.cu")
+    kernel = launch.Kernel("whole", source, (("WARPS", ATOMS_OF_WHOLE),), 32 * ATOMS_OF_WHOLE, 0)
+    blocks = -(-num_atoms // ATOMS_OF_WHOLE)
+    return launch.call(kernel, (*geometry, pair_bars), (num_atoms, e // num_atoms), [(4, e)], blocks)[0]
 
 
 def _all(sources: Sources) -> tuple[Array, Array, Array]:
