@@ -14,6 +14,8 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 
+using std::max;
+using std::min;
 typedef unsigned int uint32;
 struct float4 {
     float x, y, z, w;

@@ -146,10 +146,11 @@ def first_transpose(
 def whole(pair_bars: Float[Array, "4 E"], geometry: Geometry, num_atoms: int) -> Float[Array, "4 E"]:
     """As jaxff.kernels.message.whole; zeros for pairs that don't count."""
     e = geometry.senders.shape[0]
+    defines = ("WARPS", ATOMS_OF_WHOLE), ("SLOTS", e // num_atoms)
     source = launch.read("device.cu", "pairs.cu")
-    kernel = launch.Kernel("whole", source, (("WARPS", ATOMS_OF_WHOLE),), 32 * ATOMS_OF_WHOLE, 0)
+    kernel = launch.Kernel("whole", source, defines, 32 * ATOMS_OF_WHOLE, 0)
     blocks = -(-num_atoms // ATOMS_OF_WHOLE)
-    return launch.call(kernel, (*geometry, pair_bars), (num_atoms, e // num_atoms), [(4, e)], blocks)[0]
+    return launch.call(kernel, (*geometry, pair_bars), (num_atoms,), [(4, e)], blocks)[0]
 
 
 def _all(sources: Sources) -> tuple[Array, Array, Array]:
