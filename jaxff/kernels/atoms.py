@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxff.kernels.message import Geometry, Launch, Sources, message, message_transpose, total
 from jaxff.models.parameters import Params
@@ -65,12 +65,16 @@ class Step(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """A message to be summed; or, with the cotangents of its sums (times `scale`, if given), to be transposed."""
+    """A message to be summed; or, with the cotangents of its sums (times `scale`, if given), to be transposed.
+
+    numbers: as for jaxff.kernels.message.message.
+    """
 
     sources: Sources
     table: Array
     above: tuple[Array, Array] | None = None
     scale: Float[Array, "N"] | None = None
+    numbers: Int[Array, "N"] | None = None
 
 
 class Scaled(NamedTuple):
@@ -193,7 +197,7 @@ def run_arrays(step: Step, phases: Sequence[Phase], weights: Weights, state: Mad
 def hear(step: Step, heard: Heard) -> tuple[list[Array], Any]:
     """The sums of a message, those of vectors as one array; or of its transpose, and the pair gradients [4, E]."""
     if heard.above is None:
-        return list(message(heard.sources, heard.table, step.geometry, step.launch)), None
+        return list(message(heard.sources, heard.table, step.geometry, step.launch, heard.numbers)), None
     bars, pair_bars = message_transpose(heard.sources, heard.above, heard.table, step.geometry, step.launch)
     return [x for x in bars if x is not None], pair_bars
 

@@ -64,13 +64,13 @@ def forward(
     geometry = _geometry(vectors, pairs, tree, config)
     step, last = _step(tree, config, geometry, launch), config.num_interactions - 1
     model, state, saved = step.model, {"s": [tree["embedding"]["table"][numbers]]}, []
-    sources = model.first_sources(tree, numbers)
+    heard = _first(step, tree, numbers)
+    sources = heard.sources
     for i in range(last):
-        heard = atoms.Heard(sources, _table(tree, i, launch))
         made, _ = _run(step, step.plan.between, model.weights(tree, i, False), state, heard, _cuda(tree, "forward", i))
         sources, state = model.sources(made), {"s": made["s"], "v": made["v"]}
         saved.append((sources, {name: made[name] for name in step.plan.kept}))
-    heard = atoms.Heard(sources, _table(tree, last, launch))
+        heard = atoms.Heard(sources, _table(tree, i + 1, launch))
     made, _ = _run(step, model.LAST, model.weights(tree, last, True), state, heard, _cuda(tree, "last"))
     energies, (s_bar,) = made["energy"].x + tree["read"]["offset"][0], made["s_bar"]
     if "reference" in tree:
@@ -111,8 +111,8 @@ def backward(
         made, pair_bar = _run(step, step.plan.between_bwd, weights, kept, heard, cuda)
         (s_bar,), v_bar, scale = made["s_bar"], made["v_bar"], None
         pair_bars.append(pair_bar)
-    sources, above = step.model.first_sources(tree, numbers), atoms.scaled((s_bar, v_bar), scale)
-    pair_bars.append(first_transpose(sources, above, _table(tree, 0, launch), geometry, launch))
+    first, above = _first(step, tree, numbers), atoms.scaled((s_bar, v_bar), scale)
+    pair_bars.append(first_transpose(first.sources, above, first.table, geometry, launch, first.numbers))
     pairs, pair_bar = _inside(geometry, pairs), whole(atoms.total(pair_bars), geometry, pairs.num_atoms, launch)
     pair_bar = jnp.where(pairs.mask, pair_bar, 0)
     d_bar = pair_bar[0] * _intervals_per_angstrom(tree, config)
@@ -146,6 +146,18 @@ def _run(
         sums, pair_bars = atoms.hear(step, heard)
         return engine.run_phases(step.config, phases, weights, state, sums, cuda), pair_bars
     return (programs.run_programs if step.launch.parts else atoms.run_arrays)(step, phases, weights, state, heard)
+
+
+def _first(step: atoms.Step, tree: Params, numbers: Array) -> atoms.Heard:
+    """The first message; by elements, where CUDA kernels sum it so."""
+    sources, table = step.model.first_sources(tree, numbers), None
+    if step.launch.cuda:
+        from jaxff.kernels.cuda import engine
+
+        table = engine.filters_of_elements(tree["cuda"], len(numbers), len(step.geometry.senders))
+    if table is None:
+        return atoms.Heard(sources, _table(tree, 0, step.launch))
+    return atoms.Heard(sources, table, numbers=numbers)
 
 
 def _table(tree: Params, i: int, launch: Launch) -> Any:

@@ -71,11 +71,17 @@ def message(
     table: Any,
     geometry: Geometry,
     launch: Launch,
+    numbers: Int[Array, "N"] | None = None,
 ) -> tuple[Float[Array, "N F"], Float[Array, "N 3F"]]:
     """Δs [N, F] and Δv [N, 3F].
 
     table: [T, 4, 3F] of Wa, Wb, Wc, or [T, 4, 2F] without y; for route "cuda", jaxff.kernels.cuda.engine's.
+    numbers: elements that the sources follow from, where the table is for CUDA kernels that sum by them.
     """
+    if numbers is not None:
+        from jaxff.kernels.cuda import engine
+
+        return engine.first_message(sources, table, geometry, numbers)
     if launch.route == "native":
         from jaxff.kernels import native
 
@@ -137,19 +143,20 @@ def first_transpose(
     table: Any,
     geometry: Geometry,
     launch: Launch,
+    numbers: Int[Array, "N"] | None = None,
 ) -> Float[Array, "4 E"]:
     """Pair gradients as `message_transpose` gives them, for sources that need no cotangents and have no y.
 
     The other half of each pair, what j sends to i, as `whole` may take it instead: [D, -U] with
     D = Σ_f a_j p_i Wa' + b_j u·q_i Wb',  U = Σ_f b_j q_i Wb. Where the sources follow from the elements, few of them
-    come from far.
+    come from far. numbers: as for `message`.
     """
-    if launch.route == "native":
-        return message_transpose(sources, cotangents, table, geometry, launch)[1]
-    if launch.route == "cuda":
+    if numbers is not None:
         from jaxff.kernels.cuda import engine
 
-        return engine.first_transpose(sources, cotangents, table, geometry)
+        return engine.first_transpose(sources, cotangents, table, geometry, numbers)
+    if launch.route in ("native", "cuda"):
+        return message_transpose(sources, cotangents, table, geometry, launch)[1]
     n, f = sources.a.shape
     launch = _of_so_many(launch, n, f)
     pair_bars = pl.pallas_call(

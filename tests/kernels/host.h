@@ -89,15 +89,22 @@ inline int of_lane(int x, int lane) {
     sync_warp();
     return r;
 }
-inline int first_lane(bool so) {
-    lanes[current].a[0] = so;
+inline float of_lane(float x, int lane) {
+    lanes[current].x = x;
     sync_warp();
-    int r = -1;
-    for (int k = 0; k < 32 && r < 0; k++)
-        if (lanes[current / 32 * 32 + k].a[0]) r = k;
+    float r = lanes[current / 32 * 32 + lane].x;
     sync_warp();
     return r;
 }
+inline uint32 lanes_where(bool so) {
+    lanes[current].a[0] = so;
+    sync_warp();
+    uint32 r = 0;
+    for (int k = 0; k < 32; k++) r |= lanes[current / 32 * 32 + k].a[0] << k;
+    sync_warp();
+    return r;
+}
+inline int lowest(uint32 bits) { return bits ? __builtin_ctz(bits) : -1; }
 inline int as_int(float x) {
     int r;
     memcpy(&r, &x, 4);

@@ -52,14 +52,22 @@ def energies_and_forces(module: Any, tree: Any, config: Any, numbers: Any, vecto
 
 
 @pytest.mark.parametrize(
-    ("name", "few_slots"), [("student", 0), ("painn", 0), ("painn+zbl", 0), ("painn", 1000), ("student", 1000)]
+    ("name", "few_slots", "some"),
+    [
+        ("student", 0, 0),
+        ("painn", 0, 512),
+        ("painn+zbl", 0, 0),
+        ("painn", 1000, 0),
+        ("student", 1000, 512),
+    ],
 )
-def test_listed(name: str, few_slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listed(name: str, few_slots: int, some: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than one tile of atoms, unequal weights, padding; float32 against float64 on the same tables.
 
-    With messages on tensor cores, or by Pallas kernels.
+    With messages on tensor cores, or by Pallas kernels; the first of them by elements, or not.
     """
     monkeypatch.setattr(kernels, "FEW_SLOTS", few_slots)
+    monkeypatch.setattr(engine, "SOME_ATOMS", some)
     config, tree, fused = prepared(name)
     numbers, positions = random_structure(19)
     vectors, pairs = pairs_in_layout(positions, config.cutoff, "slots", padding=2)
@@ -73,62 +81,103 @@ def test_listed(name: str, few_slots: int, monkeypatch: pytest.MonkeyPatch) -> N
     assert np.all(got[1][19:] == 0)
 
 
-@pytest.mark.parametrize(("has_b", "has_y", "slots"), [(True, True, 70), (False, False, 70), (False, True, 130)])
-def test_messages_of_many_pairs(has_b: bool, has_y: bool, slots: int) -> None:
-    """More pairs an atom than a block takes at once, some of which don't count: sums and halves against float64."""
-    n, f, rng = 4, 48, np.random.default_rng(slots)
+def smooth_table(rng: np.random.Generator, columns: int) -> Any:
+    """Cubics of `columns` filters that few functions make, [128, 4, columns]."""
     t = np.linspace(0, 1, 129)
-    curves = rng.normal(size=(3 if has_y else 2, f, 12)) @ np.sin(np.arange(1, 13)[:, None] * 3 * t)
-    curves = curves.reshape(-1, 129)
+    curves = rng.normal(size=(columns, 12)) @ np.sin(np.arange(1, 13)[:, None] * 3 * t)
     slope = np.gradient(curves, axis=1)
     delta, g, h = np.diff(curves, axis=1), slope[:, :-1], slope[:, 1:]
-    table = np.stack([curves[:, :-1], g, 3 * delta - 2 * g - h, g + h - 2 * delta]).transpose(2, 0, 1)
-    filters = engine._factorised(table)
-    senders, mask = rng.integers(0, n, (n, slots)), rng.uniform(size=(n, slots)) < 0.8
-    u, x, interval = rng.normal(size=(3, n, slots)), rng.uniform(size=(n, slots)), rng.integers(0, 128, (n, slots))
-    places = np.concatenate([np.stack([x, mask]), u, interval[None]]).reshape(6, -1).astype(np.float32)
-    geometry = Geometry(jnp.asarray(senders.reshape(-1), jnp.int32), jnp.asarray(places))
+    return np.stack([curves[:, :-1], g, 3 * delta - 2 * g - h, g + h - 2 * delta]).transpose(2, 0, 1)
+
+
+class RandomPairs:
+    """Pairs that some count of, with the filters [count, N, M, F] and their slopes in float64."""
+
+    def __init__(self, rng: np.random.Generator, n: int, slots: int, table: Any, f: int) -> None:
+        self.senders, self.mask = rng.integers(0, n, (n, slots)), rng.uniform(size=(n, slots)) < 0.8
+        self.mask[0] = False
+        self.u = rng.normal(size=(3, n, slots))
+        x, interval = rng.uniform(size=(n, slots)).astype(np.float32), rng.integers(0, len(table), (n, slots))
+        places = np.concatenate([np.stack([x, self.mask]), self.u, interval[None]]).reshape(6, -1)
+        self.geometry = Geometry(jnp.asarray(self.senders.reshape(-1), jnp.int32), jnp.asarray(places, jnp.float32))
+        x = x.astype(np.float64)[..., None]
+        c0, c1, c2, c3 = (table[interval, k] for k in range(4))
+        values, slopes = c0 + x * (c1 + x * (c2 + x * c3)), c1 + x * (2 * c2 + 3 * x * c3)
+        self.filters, self.slopes = (
+            (z * self.mask[..., None]).reshape(n, slots, -1, f).transpose(2, 0, 1, 3) for z in (values, slopes)
+        )
+
+
+def single(z: Any) -> Any:
+    """[N, *] in float32."""
+    return jnp.asarray(z.reshape(len(z), -1), jnp.float32)
+
+
+def close(got: Any, expected: Any) -> None:
+    np.testing.assert_allclose(got, expected, rtol=0, atol=5e-7 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("has_b", "has_y", "slots"), [(True, True, 70), (False, False, 70), (False, True, 130)])
+def test_messages_of_many_pairs(has_b: bool, has_y: bool, slots: int) -> None:
+    """More pairs an atom than a block takes at once, some of which don't count, of one atom none: sums and halves against float64."""
+    n, f, rng = 4, 48, np.random.default_rng(slots)
+    table = smooth_table(rng, (2 + has_y) * f)
+    filters = engine._filters(*engine._factorised(table))
+    pairs = RandomPairs(rng, n, slots, table, f)
     a, b, p = rng.normal(size=(3, n, f))
     y, q = rng.normal(size=(2, n, 3, f))
-    single = lambda z: jnp.asarray(z.reshape(n, -1), jnp.float32)  # noqa: E731
     sources = Sources(single(a), single(b) if has_b else None, single(y) if has_y else None)
-    ds, dv = engine.message(sources, filters, geometry)
-    bars, halves_of_pairs = engine.message_transpose(sources, (single(p), single(q)), filters, geometry)
+    ds, dv = engine.message(sources, filters, pairs.geometry)
+    bars, halves_of_pairs = engine.message_transpose(sources, (single(p), single(q)), filters, pairs.geometry)
 
-    x = x.astype(np.float32).astype(np.float64)[..., None]
-    c0, c1, c2, c3 = (table[interval, k] for k in range(4))
-    w = (c0 + x * (c1 + x * (c2 + x * c3))) * mask[..., None]
-    slopes = (c1 + x * (2 * c2 + 3 * x * c3)) * mask[..., None]
-    (wa, wb, wc), (sa, sb, sc) = (
-        np.pad(z, ((0, 0), (0, 0), (0, f)))[..., : 3 * f].reshape(n, slots, 3, f).transpose(2, 0, 1, 3)
-        for z in (w, slopes)
-    )
-    b, y = b if has_b else np.ones_like(b), y if has_y else np.zeros_like(y)
-
-    def close(got: Any, expected: Any) -> None:
-        np.testing.assert_allclose(got, expected, rtol=0, atol=5e-7 * np.abs(expected).max())
-
+    senders, u = pairs.senders, pairs.u
+    (wa, wb, *wc), (sa, sb, *sc) = pairs.filters, pairs.slopes
+    b = b if has_b else np.ones_like(b)
     close(ds, np.sum(wa * a[senders], axis=1))
-    vectors = np.einsum("knm,nmf->nkf", u, wb * b[senders]) + np.einsum("nmf,nmkf->nkf", wc, y[senders])
-    close(dv, vectors.reshape(n, -1))
-    close(bars.a, np.sum(wa * p[senders], axis=1))
+    vectors = np.einsum("knm,nmf->nkf", u, wb * b[senders])
     along = np.einsum("knm,nmkf->nmf", u, q[senders])
+    d = a[:, None] * p[senders] * sa - b[:, None] * along * sb
+    close(bars.a, np.sum(wa * p[senders], axis=1))
     if has_b:
         close(bars.b, -np.sum(wb * along, axis=1))
     if has_y:
-        close(bars.y, np.einsum("nmf,nmkf->nkf", wc, q[senders]).reshape(n, -1))
-    own_a, own_b, own_y = a[:, None], b[:, None], y[:, None]
-    d = own_a * p[senders] * sa - own_b * along * sb + np.sum(own_y * q[senders], axis=2) * sc
+        vectors += np.einsum("nmf,nmkf->nkf", wc[0], y[senders])
+        d += np.sum(y[:, None] * q[senders], axis=2) * sc[0]
+        close(bars.y, np.einsum("nmf,nmkf->nkf", wc[0], q[senders]).reshape(n, -1))
+    close(dv, vectors.reshape(n, -1))
     got = np.asarray(halves_of_pairs).reshape(4, n, slots)
     close(got[0], d.sum(axis=-1))
-    close(got[1:], np.einsum("nmf,nmkf->knm", own_b * wb, q[senders]))
+    close(got[1:], np.einsum("nmf,nmkf->knm", b[:, None] * wb, q[senders]))
 
-    if not has_y:
-        first = engine.first_transpose(sources, (single(p), single(q)), filters, geometry)
-        got = np.asarray(first).reshape(4, n, slots)
-        along = np.einsum("knm,nkf->nmf", u, q)
-        close(got[0], np.sum(a[senders] * p[:, None] * sa + b[senders] * along * sb, axis=-1))
-        close(got[1:], -np.einsum("nmf,nkf->knm", b[senders] * wb, q))
+
+@pytest.mark.parametrize(("has_b", "f"), [(True, 48), (False, 64)])
+def test_first_message_by_elements(has_b: bool, f: int) -> None:
+    """Sums and halves against float64: more than a tile of atoms, of which one hears nothing."""
+    n, slots, rng = 19, 37, np.random.default_rng(f)
+    table = smooth_table(rng, 2 * f)
+    factors = engine._factorised(table)
+    assert factors is not None
+    filters = engine._of_elements(factors.weights, f)
+    assert filters is not None
+    filters |= {"basis": engine._filters(*factors)["basis"]}
+    pairs = RandomPairs(rng, n, slots, table, f)
+    numbers = rng.choice([1, 6, 7, 8, 17, 53, 127], n)
+    of_element = rng.normal(size=(2, 128, f))
+    a, b = of_element[:, numbers]
+    p, q = rng.normal(size=(n, f)), rng.normal(size=(n, 3, f))
+    sources = Sources(single(a), single(b) if has_b else None, None)
+    arguments = filters, pairs.geometry, jnp.asarray(numbers, jnp.int32)
+    ds, dv = engine.first_message(sources, *arguments)
+    got = np.asarray(engine.first_transpose(sources, (single(p), single(q)), *arguments)).reshape(4, n, slots)
+
+    senders, u, (wa, wb), (sa, sb) = pairs.senders, pairs.u, pairs.filters, pairs.slopes
+    b = b if has_b else np.ones_like(b)
+    close(ds, np.sum(wa * a[senders], axis=1))
+    close(dv, np.einsum("knm,nmf->nkf", u, wb * b[senders]).reshape(n, -1))
+    along = np.einsum("knm,nkf->nmf", u, q)
+    close(got[0], np.sum(a[senders] * p[:, None] * sa + b[senders] * along * sb, axis=-1))
+    close(got[1:], -np.einsum("nmf,nkf->knm", b[senders] * wb, q))
+    assert np.all(got[:, ~pairs.mask] == 0)
 
 
 def test_whole() -> None:
@@ -159,6 +208,7 @@ def test_whole() -> None:
 def test_batch(few_slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Molecules under vmap are one larger system; a batch of batches, too."""
     monkeypatch.setattr(kernels, "FEW_SLOTS", few_slots)
+    monkeypatch.setattr(engine, "SOME_ATOMS", few_slots)
     config, tree, fused = prepared("painn+zbl")
     numbers, positions = random_structure(5)
     moved = positions + 0.05 * np.random.default_rng(0).normal(size=(2, 2, 5, 3))
@@ -184,6 +234,7 @@ def close_to_exact(model: Any, numbers: Any, positions: Any) -> None:
     """Forces at 128 channels within 1e-4 eV/Å of float64 with exact filters."""
     potential, exact = load_potential(model, engine="fused"), load_potential(model, dtype="float64")
     fused = kernels.prepare(potential._fused.plain, potential.config, PROGRAMS, cuda=True)
+    assert fused.fused["cuda"]["first"] is not None
     vectors, pairs = pairs_in_layout(positions, potential.config.cutoff, "slots")
 
     def energy(r: Any) -> Any:
@@ -195,12 +246,14 @@ def close_to_exact(model: Any, numbers: Any, positions: Any) -> None:
 
 def test_the_model_that_ships(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "FEW_SLOTS", 0)
+    monkeypatch.setattr(engine, "SOME_ATOMS", 0)
     atoms = molecule("CH3CH2OH")
     close_to_exact("organic", atoms.numbers, atoms.positions)
 
 
 def test_published_student(student_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "FEW_SLOTS", 0)
+    monkeypatch.setattr(engine, "SOME_ATOMS", 0)
     data = np.load(student_dir / "parity_public.npz")
     which = int(np.argmax((data["natoms"] == 14) & ~data["force_ill_defined"]))
     part = slice(*data["offset"][which : which + 2])
@@ -230,8 +283,9 @@ def test_few_functions_make_the_filters() -> None:
     delta, slope = np.diff(curves, axis=1), np.gradient(curves, axis=1)
     g, h = slope[:, :-1], slope[:, 1:]
     table = np.stack([curves[:, :-1], g, 3 * delta - 2 * g - h, g + h - 2 * delta]).transpose(2, 0, 1)
-    made = engine._factorised(table)
-    assert made is not None
+    factors = engine._factorised(table)
+    assert factors is not None
+    made = engine._filters(*factors)
     assert made["basis"].shape == (256, 32, 4)
     matrix = sum(made[name].view(np.float16).astype(np.float64) for name in ("high", "low")) * made["scales"][0]
     lane, tile = np.arange(32), np.arange(2)[:, None]
@@ -252,9 +306,10 @@ def test_compiles_for_a_gpu() -> None:
         launch.nvrtc()
     except ImportError as error:
         pytest.skip(str(error))
-    for name in ("message", "message_transpose"):
-        ptx = launch.compile_ptx(engine._message_kernel(name, 128, (64, 2), False, True), 90)
-        assert f".entry {name}" in ptx
+    made = [engine._message_kernel(name, 128, (64, 2), False, True) for name in ("message", "message_transpose")]
+    made += [engine._first_kernel(name, 128, 64, False, 61) for name in ("first_message", "first_transpose")]
+    for kernel in made:
+        assert f".entry {kernel.name}" in launch.compile_ptx(kernel, 90)
     with pytest.raises(RuntimeError, match="could not compile broken"):
         launch.compile_ptx(launch.Kernel("broken", "nonsense", (), 32, 0), 90)
 

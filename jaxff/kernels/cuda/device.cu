@@ -9,8 +9,11 @@ __device__ __forceinline__ int blocks() { return gridDim.x; }
 __device__ __forceinline__ void sync() { __syncthreads(); }
 __device__ __forceinline__ float from_lane(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 __device__ __forceinline__ int of_lane(int x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
-// the first lane where it is so; or -1
-__device__ __forceinline__ int first_lane(bool so) { return __ffs(__ballot_sync(0xffffffffu, so)) - 1; }
+__device__ __forceinline__ float of_lane(float x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
+// a bit for each lane where it is so
+__device__ __forceinline__ uint32 lanes_where(bool so) { return __ballot_sync(0xffffffffu, so); }
+// the place of the lowest bit; -1 of 0
+__device__ __forceinline__ int lowest(uint32 bits) { return __ffs(bits) - 1; }
 
 __device__ __forceinline__ int as_int(float x) { return __float_as_int(x); }
 __device__ __forceinline__ float as_float(int x) { return __int_as_float(x); }

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxff.config import PainnConfig, StudentConfig
 from jaxff.kernels import painn, student
 from jaxff.kernels.atoms import Made, PerAtom, Phase
 from jaxff.kernels.cuda import launch, tiles
 from jaxff.kernels.cuda.matrices import halves, power_of_two
-from jaxff.kernels.message import Geometry, Sources
+from jaxff.kernels.message import SOME_ATOMS, Geometry, Sources
 from jaxff.models.parameters import Params
 
 Config = StudentConfig | PainnConfig
@@ -29,6 +29,7 @@ HALF_IS_ENOUGH = 2e-3  # likewise, for what functions add of which one half coun
 FILTERS = ("basis", "high", "low", "scales")  # as the kernels take them
 PAIRS = 64  # that message.cu takes at once
 ATOMS = 16  # that tiles.cu takes at once
+ELEMENTS, SLOTS_OF_ELEMENTS = 128, 1024  # of first.cu, and how many slots an atom may have
 ATOMS_OF_WHOLE = 8  # that a block of pairs.cu serves
 _MODELS: dict[str, Any] = {"student": student, "painn": painn}
 
@@ -43,9 +44,10 @@ def prepare(tree: Params, config: Config) -> dict[str, Any] | None:
     """
     if config.hidden_dim not in CHANNELS:
         return None
-    filters = [_factorised(np.asarray(tree[f"interaction_{i}"]["table"])) for i in range(config.num_interactions)]
-    if None in filters:
+    factors = [_factorised(np.asarray(tree[f"interaction_{i}"]["table"])) for i in range(config.num_interactions)]
+    if None in factors:
         return None
+    filters = [_filters(*x) for x in factors if x is not None]
     model, last = _MODELS[config.architecture], config.num_interactions - 1
     if any(width % 16 for kernel, *_ in tree["read"]["hidden"] for width in kernel.shape):
         return None
@@ -56,13 +58,22 @@ def prepare(tree: Params, config: Config) -> dict[str, Any] | None:
     }
     return backward | {
         "filters": filters,
+        "first": _of_elements(factors[0][1], config.hidden_dim),
         "forward": [_matrices(config, model.PLAN.between, w, i > 0) for i, w in enumerate(between)],
         "last": _matrices(config, model.LAST, model.weights(tree, last, True), last > 0),
     }
 
 
-def _factorised(table: Float[np.ndarray, "T 4 C"]) -> dict[str, np.ndarray] | None:
-    """W(t) = Σ_k B_k(t) C_k with the fewest functions that leave less than float32 rounds; None if those are too many.
+class Factors(NamedTuple):
+    """W(t) = Σ_k B_k(t) C_k: cubics of all B, C; how many times 16 of the functions need both halves of a number."""
+
+    basis: Float[np.ndarray, "T 4 K"]
+    weights: Float[np.ndarray, "K C"]
+    full: int
+
+
+def _factorised(table: Float[np.ndarray, "T 4 C"]) -> Factors | None:
+    """W with the fewest functions that leave less than float32 rounds; None if those are too many.
 
     The directions C_k are those of most variance of values and slopes over all distances, by importance; B_k are cubics
     where W are, so that slopes remain those of the values.
@@ -83,7 +94,12 @@ def _factorised(table: Float[np.ndarray, "T 4 C"]) -> dict[str, np.ndarray] | No
     height = np.max(np.abs(basis[:, 0]), axis=0) / 64
     height = np.where(height > 0, height, 1)
     basis /= height
-    matrix, factor = halves((chosen * height).T)
+    return Factors(basis, (chosen * height).T, full)
+
+
+def _filters(basis: Float[np.ndarray, "T 4 K"], weights: Float[np.ndarray, "K C"], full: int) -> dict[str, Any]:
+    """Filters as message.cu takes them."""
+    matrix, factor = halves(weights)
     slope = power_of_two(float(np.max(np.abs(basis[:, 1]))), 64.0)
     return {
         "basis": np.ascontiguousarray(basis.transpose(0, 2, 1), np.float32),
@@ -91,6 +107,15 @@ def _factorised(table: Float[np.ndarray, "T 4 C"]) -> dict[str, np.ndarray] | No
         "low": np.ascontiguousarray(matrix[:, :full, ..., 2:]),
         "scales": np.asarray([factor, slope, 1 / slope], np.float32),
     }
+
+
+def _of_elements(weights: Float[np.ndarray, "K 2F"], f: int) -> dict[str, Any] | None:
+    """What first.cu takes of the first filters besides B; None if a block has fewer warps than it needs."""
+    if len(weights) > f:
+        return None
+    parts = weights[:, :f], weights[:, f:]
+    matrices, factors = zip(*(halves(x) for x in (*parts, *(x.T for x in parts))), strict=True)
+    return {"matrices": list(matrices), "factors": np.asarray(factors, np.float32)}
 
 
 def _matrices(config: Config, phases: Sequence[Phase], weights: Any, has_v: bool) -> dict[str, Any]:
@@ -132,15 +157,40 @@ def message_transpose(
     return Sources(a, b if has_b else None, y if has_y else None), halves_of_pairs
 
 
+def filters_of_elements(tree: Params, num_atoms: int, num_pairs: int) -> dict[str, Any] | None:
+    """The first interaction's filters for first.cu, of what `prepare` makes; None where `message` is to serve."""
+    if tree["first"] is None or num_atoms <= SOME_ATOMS or num_pairs > num_atoms * SLOTS_OF_ELEMENTS:
+        return None
+    return tree["first"] | {"basis": tree["filters"][0]["basis"]}
+
+
+def first_message(
+    sources: Sources, filters: Any, geometry: Geometry, numbers: Int[Array, "N"]
+) -> tuple[Float[Array, "N F"], Float[Array, "N 3F"]]:
+    """As `message`, for sources that follow from the elements, with `filters_of_elements`."""
+    n, f = sources.a.shape
+    slots = geometry.senders.shape[0] // n
+    a, b, _ = _all(sources)
+    arrays = (*geometry, numbers, filters["basis"], *filters["matrices"][:2], filters["factors"], a, b)
+    kernel = _first_kernel("first_message", f, filters["basis"].shape[1], sources.b is not None, slots)
+    ds, dv = launch.call(kernel, arrays, (n, slots), ((n, f), (n, 3 * f)), -(-n // ATOMS))
+    return ds, dv
+
+
 def first_transpose(
-    sources: Sources, cotangents: tuple[Float[Array, "N F"], Float[Array, "N 3F"]], filters: Any, geometry: Geometry
+    sources: Sources,
+    cotangents: tuple[Float[Array, "N F"], Float[Array, "N 3F"]],
+    filters: Any,
+    geometry: Geometry,
+    numbers: Int[Array, "N"],
 ) -> Float[Array, "4 E"]:
-    """As jaxff.kernels.message.first_transpose."""
+    """As jaxff.kernels.message.first_transpose, likewise; zeros for pairs that don't count."""
     n, f = sources.a.shape
     e = geometry.senders.shape[0]
-    kernel = _message_kernel("first_transpose", f, _ranks(filters), sources.b is not None, False)
-    arrays = (*geometry, *(filters[name] for name in FILTERS), *cotangents, *_all(sources)[:2])
-    return launch.call(kernel, arrays, (n, e // n), [(4, e)], _blocks(n))[0]
+    a, b, _ = _all(sources)
+    arrays = (*geometry, numbers, filters["basis"], *filters["matrices"][2:], filters["factors"], *cotangents, a, b)
+    kernel = _first_kernel("first_transpose", f, filters["basis"].shape[1], sources.b is not None, e // n)
+    return launch.call(kernel, arrays, (n, e // n), [(4, e)], -(-n // ATOMS))[0]
 
 
 def whole(pair_bars: Float[Array, "4 E"], geometry: Geometry, num_atoms: int) -> Float[Array, "4 E"]:
@@ -182,6 +232,14 @@ def _message_kernel(name: str, f: int, ranks: tuple[int, int], has_b: bool, has_
     shared = pairs + (values if name == "message" else 2 * values + 2 * warps * 4 * PAIRS * 4)
     defines = (("F", f), ("K", rank), ("FULL", full), ("HAS_B", int(has_b)), ("HAS_Y", int(has_y)))
     return launch.Kernel(name, launch.read("device.cu", "message.cu"), defines, 32 * warps, shared)
+
+
+@functools.cache
+def _first_kernel(name: str, f: int, rank: int, has_b: bool, slots: int) -> launch.Kernel:
+    sums, rows = 8 * ATOMS * (rank // 2 + 4), 8 * ATOMS * (f // 2 + 4) + 4 * ATOMS * rank + 2 * ATOMS
+    shared = 4 * (sums if name == "first_message" else rows) + 4 * ELEMENTS + ATOMS * slots
+    defines = (("F", f), ("K", rank), ("HAS_B", int(has_b)))
+    return launch.Kernel(name, launch.read("device.cu", "tiles.cu", "first.cu"), defines, 2 * f, shared)
 
 
 # --- phases ---

@@ -161,13 +161,12 @@ struct Filters {  // for two pairs, rows g and g + 8 of the 16, and the four cha
     float4 w[FILTERS][2];
 };
 
-// b: values or slopes of B, [high, low]; the filters from FIRST on
-template <int FIRST = 0>
+// b: values or slopes of B, [high, low]
 __device__ __forceinline__ Filters evaluate(const uint32* b, int chunk, const Weights& c) {
     const uint32* rows = b + 16 * chunk * STRIDE;
     float acc[FILTERS][2][4];
 #pragma unroll
-    for (int f = FIRST; f < FILTERS; f++)
+    for (int f = 0; f < FILTERS; f++)
 #pragma unroll
         for (int j = 0; j < 2; j++) acc[f][j][0] = acc[f][j][1] = acc[f][j][2] = acc[f][j][3] = 0.f;
 #pragma unroll
@@ -176,7 +175,7 @@ __device__ __forceinline__ Filters evaluate(const uint32* b, int chunk, const We
         load_a(high, rows + 8 * s, STRIDE);
         if (s < FULL) load_a(low, rows + PART + 8 * s, STRIDE);
 #pragma unroll
-        for (int f = FIRST; f < FILTERS; f++)
+        for (int f = 0; f < FILTERS; f++)
 #pragma unroll
             for (int j = 0; j < 2; j++) {
                 if (s < FULL) {
@@ -188,7 +187,7 @@ __device__ __forceinline__ Filters evaluate(const uint32* b, int chunk, const We
     }
     Filters r;
 #pragma unroll
-    for (int f = FIRST; f < FILTERS; f++) {
+    for (int f = 0; f < FILTERS; f++) {
         r.w[f][0] = make_float4(acc[f][0][0], acc[f][0][1], acc[f][1][0], acc[f][1][1]);
         r.w[f][1] = make_float4(acc[f][0][2], acc[f][0][3], acc[f][1][2], acc[f][1][3]);
     }
@@ -383,64 +382,6 @@ message_transpose(const int* __restrict__ senders, const float* __restrict__ pla
                 store_sum(y_bar, work.atom, 3 * F, channel + axis * F, bars[1 + HAS_B + axis], scales[0]);
 #endif
         }
-        work.step(), ahead.step();
-        sync();
-    }
-}
-
-// Of each pair (i, j) [D, -U_xyz], the half that belongs to what j sends to i, of sources that need no cotangents:
-// D = sum_f a_j p_i Wa' + b_j (u.q_i) Wb',  U = sum_f b_j q_i Wb. Without y.
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
-first_transpose(const int* __restrict__ senders, const float* __restrict__ places, const float4* __restrict__ basis,
-                const uint2* __restrict__ highs, const uint2* __restrict__ lows, const float* __restrict__ scales, const float* __restrict__ p,
-                const float* __restrict__ q, const float* __restrict__ a, const float* __restrict__ b, int n, int slots,
-                float* __restrict__ pair_bars) {
-    SHARED(char, memory);
-    Raw* raw = (Raw*)memory;
-    uint32* values = (uint32*)(raw + 3);  // as above
-    float* shares = (float*)(values + 8 * PART);
-    Work work(n, slots), ahead = work, before = work;
-    Weights c(highs, lows);
-    int chunks = work.at_once / 16, g = lane() >> 2, channel = 16 * warp() + 4 * (lane() & 3);
-    begin<true>(raw, values, work, ahead, senders, places, basis, n, scales[1]);
-    float4 own_p, own_q[3];
-    for (int it = 0;; it++) {
-        if (it > 0) add_shares(shares + ((it - 1) & 1) * WARPS * 4 * PAIRS, before, n, scales, pair_bars);
-        if (work.left <= 0) break;
-        before = work;
-        const Raw& now = raw[it % 3];
-        const Raw& next = raw[(it + 1) % 3];
-        const uint32* mine = values + (it & 1) * 4 * PART;
-        uint32* other = values + ((it + 1) & 1) * 4 * PART;
-        float* share = shares + ((it & 1) * WARPS + warp()) * 4 * PAIRS;
-        Loaded after = load_raw(ahead, senders, places, n);
-        if (work.first()) {
-            own_p = four(p, work.atom, F, channel);
-#pragma unroll
-            for (int axis = 0; axis < 3; axis++) own_q[axis] = four(q, work.atom, 3 * F, channel + axis * F);
-        }
-        for (int chunk = 0; chunk < chunks; chunk++) {
-            Asked asked;
-            ask(asked, next, chunk, basis);
-            float4 heard[2][SOURCES], w[2];
-#pragma unroll
-            for (int r = 0; r < 2; r++) load_sources(heard[r], now.sender[16 * chunk + g + 8 * r], channel, a, b, a);
-            Filters filter = evaluate<1>(mine, chunk, c), slopes = evaluate(mine + 2 * PART, chunk, c);
-            float d[2], u[2][3];
-#pragma unroll
-            for (int r = 0; r < 2; r++) {
-                float4 along = now.u_t[16 * chunk + g + 8 * r];
-                float4 uq = along.x * own_q[0] + along.y * own_q[1] + along.z * own_q[2];
-                w[r] = filter.w[1][r];
-                if (HAS_B) w[r] = w[r] * heard[r][HAS_B], uq = uq * heard[r][HAS_B];
-                d[r] = sum(heard[r][0] * own_p * slopes.w[0][r] + uq * slopes.w[1][r]);
-#pragma unroll
-                for (int axis = 0; axis < 3; axis++) u[r][axis] = -sum(w[r] * own_q[axis]);
-            }
-            keep_share(share, chunk, d, u);
-            answer<true>(asked, next, chunk, other, scales[1]);
-        }
-        keep_raw(raw[(it + 2) % 3], after, work);
         work.step(), ahead.step();
         sync();
     }

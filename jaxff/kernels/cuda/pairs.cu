@@ -18,7 +18,7 @@ whole(const int* __restrict__ senders, const float* __restrict__ places, const f
 #pragma unroll
             for (int first = 0; first < SLOTS; first += 32) {
                 int place = max(from, 0) * SLOTS + min(first + lane(), SLOTS - 1);  // read at any rate: nothing waits then
-                int found = first_lane(senders[place] == atom & mask[place] > 0.f & from >= 0 & first + lane() < SLOTS);
+                int found = lowest(lanes_where(senders[place] == atom & mask[place] > 0.f & from >= 0 & first + lane() < SLOTS));
                 if (found >= 0 && lane() == k) reverse = from * SLOTS + first + found;
             }
         }

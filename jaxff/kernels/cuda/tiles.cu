@@ -84,54 +84,60 @@ __device__ __forceinline__ void put_row(const Here& h, uint32* operand, const in
     }
 }
 
-// ROWS products of operands with BLOCKS parts of DEPTH channels each; columns in PARTS parts of WIDTH
-template <int ROWS, int BLOCKS, int DEPTH, int PARTS, int WIDTH>
-__device__ __forceinline__ void multiply(const Here& h, Row (&out)[ROWS][PARTS], const uint32* operands, const int* memory,
-                                         const uint4* matrix, float factor) {
-    float acc[ROWS][PARTS][2][4];
+// acc += ROWS products of operands with BLOCKS parts of DEPTH channels each, rows of STRIDE words; columns in PARTS parts of WIDTH
+template <int ROWS, int BLOCKS, int DEPTH, int PARTS, int WIDTH, int STRIDE = WORDS>
+__device__ __forceinline__ void accumulate(float (&acc)[ROWS][PARTS][2][4], const uint32* operands, const uint4* matrix) {
+    if (16 * warp() >= WIDTH) return;
+    constexpr int PART = ATOMS * STRIDE;
 #pragma unroll
-    for (int r = 0; r < ROWS; r++)
+    for (int b = 0; b < BLOCKS; b++)
 #pragma unroll
-        for (int p = 0; p < PARTS; p++)
+        for (int s = 0; s < DEPTH / 16; s++) {
+            uint4 m[PARTS][2];
 #pragma unroll
-            for (int j = 0; j < 2; j++) acc[r][p][j][0] = acc[r][p][j][1] = acc[r][p][j][2] = acc[r][p][j][3] = 0.f;
-    if (16 * warp() < WIDTH) {
+            for (int p = 0; p < PARTS; p++)
 #pragma unroll
-        for (int b = 0; b < BLOCKS; b++)
+                for (int j = 0; j < 2; j++)
+                    m[p][j] = matrix[(((p * (WIDTH / 16) + warp()) * (BLOCKS * DEPTH / 16) + b * (DEPTH / 16) + s) * 2 + j) * 32 + lane()];
 #pragma unroll
-            for (int s = 0; s < DEPTH / 16; s++) {
-                uint4 m[PARTS][2];
+            for (int r = 0; r < ROWS; r++) {
+                uint32 high[4], low[4];
+                load_a(high, operands + (r * BLOCKS + b) * 2 * PART + 8 * s, STRIDE);
+                load_a(low, operands + (r * BLOCKS + b) * 2 * PART + PART + 8 * s, STRIDE);
 #pragma unroll
                 for (int p = 0; p < PARTS; p++)
 #pragma unroll
-                    for (int j = 0; j < 2; j++)
-                        m[p][j] = matrix[(((p * (WIDTH / 16) + warp()) * (BLOCKS * DEPTH / 16) + b * (DEPTH / 16) + s) * 2 + j) * 32 + lane()];
-#pragma unroll
-                for (int r = 0; r < ROWS; r++) {
-                    uint32 high[4], low[4];
-                    load_a(high, operands + (r * BLOCKS + b) * 2 * HALF + 8 * s, WORDS);
-                    load_a(low, operands + (r * BLOCKS + b) * 2 * HALF + HALF + 8 * s, WORDS);
-#pragma unroll
-                    for (int p = 0; p < PARTS; p++)
-#pragma unroll
-                        for (int j = 0; j < 2; j++) {
-                            mma(acc[r][p][j], low, m[p][j].x, m[p][j].y);
-                            mma(acc[r][p][j], high, m[p][j].z, m[p][j].w);
-                            mma(acc[r][p][j], high, m[p][j].x, m[p][j].y);
-                        }
-                }
+                    for (int j = 0; j < 2; j++) {
+                        mma(acc[r][p][j], low, m[p][j].x, m[p][j].y);
+                        mma(acc[r][p][j], high, m[p][j].z, m[p][j].w);
+                        mma(acc[r][p][j], high, m[p][j].x, m[p][j].y);
+                    }
             }
+        }
+}
+
+// what a product left in two tiles, times a number for each of the two atoms
+__device__ __forceinline__ Row as_row(const float (&acc)[2][4], float first, float second) {
+    Row r;
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+        r.v[2 * j] = first * acc[j][0], r.v[2 * j + 1] = first * acc[j][1];
+        r.v[4 + 2 * j] = second * acc[j][2], r.v[5 + 2 * j] = second * acc[j][3];
     }
+    return r;
+}
+
+// those products, as rows
+template <int ROWS, int BLOCKS, int DEPTH, int PARTS, int WIDTH>
+__device__ __forceinline__ void multiply(const Here& h, Row (&out)[ROWS][PARTS], const uint32* operands, const int* memory,
+                                         const uint4* matrix, float factor) {
+    float acc[ROWS][PARTS][2][4] = {};
+    accumulate<ROWS, BLOCKS, DEPTH, PARTS, WIDTH>(acc, operands, matrix);
     float first = factor * unscale(memory[h.local]), second = factor * unscale(memory[h.local + 8]);
 #pragma unroll
     for (int r = 0; r < ROWS; r++)
 #pragma unroll
-        for (int p = 0; p < PARTS; p++)
-#pragma unroll
-            for (int j = 0; j < 2; j++) {
-                out[r][p].v[2 * j] = first * acc[r][p][j][0], out[r][p].v[2 * j + 1] = first * acc[r][p][j][1];
-                out[r][p].v[4 + 2 * j] = second * acc[r][p][j][2], out[r][p].v[5 + 2 * j] = second * acc[r][p][j][3];
-            }
+        for (int p = 0; p < PARTS; p++) out[r][p] = as_row(acc[r][p], first, second);
 }
 
 // one number an atom: the sum over channels
