@@ -105,7 +105,6 @@ inline uint32 lanes_where(bool so) {
     return r;
 }
 inline int lowest(uint32 bits) { return bits ? __builtin_ctz(bits) : -1; }
-inline int highest(uint32 bits) { return bits ? 31 - __builtin_clz(bits) : -1; }
 inline int as_int(float x) {
     int r;
     memcpy(&r, &x, 4);

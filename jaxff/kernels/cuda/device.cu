@@ -12,9 +12,8 @@ __device__ __forceinline__ int of_lane(int x, int lane) { return __shfl_sync(0xf
 __device__ __forceinline__ float of_lane(float x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
 // a bit for each lane where it is so
 __device__ __forceinline__ uint32 lanes_where(bool so) { return __ballot_sync(0xffffffffu, so); }
-// the place of the lowest bit, of the highest; -1 of 0
+// the place of the lowest bit; -1 of 0
 __device__ __forceinline__ int lowest(uint32 bits) { return __ffs(bits) - 1; }
-__device__ __forceinline__ int highest(uint32 bits) { return 31 - __clz(bits); }
 
 __device__ __forceinline__ int as_int(float x) { return __float_as_int(x); }
 __device__ __forceinline__ float as_float(int x) { return __int_as_float(x); }

@@ -44,10 +44,10 @@ def prepare(tree: Params, config: Config) -> dict[str, Any] | None:
     """
     if config.hidden_dim not in CHANNELS:
         return None
-    made = [_factorised(np.asarray(tree[f"interaction_{i}"]["table"])) for i in range(config.num_interactions)]
-    factors = [x for x in made if x is not None]
-    if len(factors) < len(made):
+    factors = [_factorised(np.asarray(tree[f"interaction_{i}"]["table"])) for i in range(config.num_interactions)]
+    if None in factors:
         return None
+    filters = [_filters(*x) for x in factors if x is not None]
     model, last = _MODELS[config.architecture], config.num_interactions - 1
     if any(width % 16 for kernel, *_ in tree["read"]["hidden"] for width in kernel.shape):
         return None
@@ -57,8 +57,8 @@ def prepare(tree: Params, config: Config) -> dict[str, Any] | None:
         for name, plan in (("backward", model.PLAN), ("backward_lean", model.LEAN))
     }
     return backward | {
-        "filters": [_filters(*x) for x in factors],
-        "first": _of_elements(factors[0].weights, config.hidden_dim),
+        "filters": filters,
+        "first": _of_elements(factors[0][1], config.hidden_dim),
         "forward": [_matrices(config, model.PLAN.between, w, i > 0) for i, w in enumerate(between)],
         "last": _matrices(config, model.LAST, model.weights(tree, last, True), last > 0),
     }
@@ -215,7 +215,7 @@ def _ranks(filters: Any) -> tuple[int, int]:
 
 
 def _blocks(n: int) -> int:
-    return min((n + 1) // 2, _multiprocessors())
+    return min(n, _multiprocessors())
 
 
 @functools.cache
@@ -227,7 +227,7 @@ def _multiprocessors() -> int:
 def _message_kernel(name: str, f: int, ranks: tuple[int, int], has_b: bool, has_y: bool) -> launch.Kernel:
     rank, full = ranks
     warps, row = f // 16, 4 * (rank // 2 + 4)
-    pairs = 3 * (PAIRS * (16 + 4 + 4) + 16)
+    pairs = 3 * PAIRS * (16 + 4 + 4)
     values = 2 * 2 * PAIRS * row
     shared = pairs + (values if name == "message" else 2 * values + 2 * warps * 4 * PAIRS * 4)
     defines = (("F", f), ("K", rank), ("FULL", full), ("HAS_B", int(has_b)), ("HAS_Y", int(has_y)))

@@ -30,25 +30,24 @@ __device__ __forceinline__ float4 four(const float* x, int row, int width, int c
 
 // --- pairs ---
 
-struct Raw {  // a block of pairs: of two atoms eight each by turns
+struct Raw {  // a block of pairs
     float4 u_t[PAIRS];  // direction and place in the interval
     int interval[PAIRS], sender[PAIRS];  // interval -1: a pair that doesn't count
-    int eights[2];                       // of either atom, up to its last pair that counts
-    __device__ __forceinline__ int chunks() const { return max(eights[0], eights[1]); }
 };
 
-struct Work {  // blocks of pairs, one after the other, of the atoms of this block of threads, two at a time
-    int atom, slot, slots, left;
+struct Work {  // blocks of pairs, one after the other, of the atoms of this block of threads
+    int atom, slot, slots, at_once, left;
     __device__ Work(int n, int s) {
-        int twos = (n + 1) / 2, begin = (int)((long long)twos * block() / blocks());
-        atom = 2 * begin, slot = 0, slots = s;
-        left = ((int)((long long)twos * (block() + 1) / blocks()) - begin) * ((s + PAIRS / 2 - 1) / (PAIRS / 2));
+        atom = (int)((long long)n * block() / blocks());
+        int padded = (s + 15) / 16 * 16;
+        slots = s, at_once = padded < PAIRS ? padded : PAIRS, slot = 0;
+        left = ((int)((long long)n * (block() + 1) / blocks()) - atom) * ((s + at_once - 1) / at_once);
     }
     __device__ __forceinline__ bool first() const { return slot == 0; }
-    __device__ __forceinline__ bool last() const { return slot + PAIRS / 2 >= slots; }
+    __device__ __forceinline__ bool last() const { return slot + at_once >= slots; }
     __device__ __forceinline__ void step() {
         bool done = last();
-        atom += 2 * done, slot = done ? 0 : slot + PAIRS / 2, left--;
+        atom += done, slot = done ? 0 : slot + at_once, left--;
     }
 };
 
@@ -59,11 +58,11 @@ struct Loaded {
 
 __device__ __forceinline__ Loaded load_raw(const Work& w, const int* senders, const float* places, int n) {
     Loaded r = {0.f, 0.f, 0.f, 0.f, 0.f, 0.f, 0};
-    int slot = w.slot + lane(), atom = w.atom + warp();
-    if (w.left > 0 && warp() < 2) {
+    int slot = w.slot + thread();
+    if (w.left > 0 && thread() < w.at_once) {
         r.sender = w.atom;
-        if (atom < n && slot < w.slots) {
-            int e = atom * w.slots + slot, all = n * w.slots;
+        if (slot < w.slots) {
+            int e = w.atom * w.slots + slot, all = n * w.slots;
             int sender = senders[e];
             r.t = places[e], r.mask = places[all + e];
             r.ux = places[2 * all + e], r.uy = places[3 * all + e], r.uz = places[4 * all + e];
@@ -74,13 +73,11 @@ __device__ __forceinline__ Loaded load_raw(const Work& w, const int* senders, co
     return r;
 }
 
-__device__ __forceinline__ void keep_raw(Raw& raw, const Loaded& r) {
-    if (warp() >= 2) return;
-    int p = lane() / 8 * 16 + 8 * warp() + lane() % 8;
+__device__ __forceinline__ void keep_raw(Raw& raw, const Loaded& r, const Work& w) {
+    int p = thread();
+    if (p >= w.at_once) return;
     raw.u_t[p] = make_float4(r.ux, r.uy, r.uz, r.t);
     raw.interval[p] = r.mask > 0.f ? (int)r.interval : -1, raw.sender[p] = r.sender;
-    uint32 counts = lanes_where(r.mask > 0.f);
-    if (lane() == 0) raw.eights[warp()] = (highest(counts) + 8) / 8;
 }
 
 // --- B of 16 pairs, a warp for each: coefficients are asked for by `ask`, values (and slopes) written by `answer` ---
@@ -128,14 +125,14 @@ __device__ __forceinline__ void answer(const Asked& q, const Raw& raw, int chunk
 
 // two blocks of pairs, and B of the first; `ahead` then stands at the third
 template <bool SLOPES>
-__device__ __forceinline__ void begin(Raw* raw, uint32* values, Work& ahead, const int* senders,
+__device__ __forceinline__ void begin(Raw* raw, uint32* values, const Work& work, Work& ahead, const int* senders,
                                       const float* places, const float4* basis, int n, float slope) {
     for (int k = 0; k < 2; k++) {
-        keep_raw(raw[k], load_raw(ahead, senders, places, n));
+        keep_raw(raw[k], load_raw(ahead, senders, places, n), work);
         ahead.step();
     }
     sync();
-    for (int chunk = 0; chunk < raw[0].chunks(); chunk++) {
+    for (int chunk = 0; chunk < work.at_once / 16; chunk++) {
         Asked asked;
         ask(asked, raw[0], chunk, basis);
         answer<SLOPES>(asked, raw[0], chunk, values, slope);
@@ -206,13 +203,13 @@ __device__ __forceinline__ void load_sources(float4 (&x)[SOURCES], int atom, int
 }
 
 // a sum over the eight lanes that have the same channels; each stores one of them
-__device__ __forceinline__ void store_sum(float* out, int row, int n, int width, int channel, float4 x, float factor) {
+__device__ __forceinline__ void store_sum(float* out, int row, int width, int channel, float4 x, float factor) {
     bool upper = lane() & 16, odd = lane() & 8;
     float p = (upper ? x.z : x.x) + from_lane(upper ? x.x : x.z, 16);
     float q = (upper ? x.w : x.y) + from_lane(upper ? x.y : x.w, 16);
     float r = (odd ? q : p) + from_lane(odd ? p : q, 8);
     r += from_lane(r, 4);
-    if (!(lane() & 4) && row < n) out[row * width + channel + 2 * upper + odd] = factor * r;
+    if (!(lane() & 4)) out[row * width + channel + 2 * upper + odd] = factor * r;
 }
 
 // b where there is none, y where there is none: not read
@@ -226,23 +223,18 @@ message(const int* __restrict__ senders, const float* __restrict__ places, const
     uint32* values = (uint32*)(raw + 3);  // two blocks of pairs of [high, low]
     Work work(n, slots), ahead = work;
     Weights c(highs, lows);
-    int channel = 16 * warp() + 4 * (lane() & 3);
-    begin<false>(raw, values, ahead, senders, places, basis, n, 0.f);
-    float4 sums[2][4] = {};  // of either atom
+    int chunks = work.at_once / 16, channel = 16 * warp() + 4 * (lane() & 3);
+    begin<false>(raw, values, work, ahead, senders, places, basis, n, 0.f);
+    float4 s = ZERO, vx = ZERO, vy = ZERO, vz = ZERO;
     for (int it = 0; work.left > 0; it++) {
         const Raw& now = raw[it % 3];
         const Raw& next = raw[(it + 1) % 3];
         const uint32* mine = values + (it & 1) * 2 * PART;
         uint32* other = values + ((it + 1) & 1) * 2 * PART;
         Loaded after = load_raw(ahead, senders, places, n);
-        int chunks = now.chunks(), chunks_ahead = next.chunks();
-        for (int chunk = 0; chunk < max(chunks, chunks_ahead); chunk++) {
+        for (int chunk = 0; chunk < chunks; chunk++) {
             Asked asked;
-            if (chunk < chunks_ahead) ask(asked, next, chunk, basis);
-            if (chunk >= chunks) {
-                answer<false>(asked, next, chunk, other, 0.f);
-                continue;
-            }
+            ask(asked, next, chunk, basis);
             float4 heard[2][SOURCES];
 #pragma unroll
             for (int r = 0; r < 2; r++)
@@ -251,30 +243,26 @@ message(const int* __restrict__ senders, const float* __restrict__ places, const
 #pragma unroll
             for (int r = 0; r < 2; r++) {
                 float4 u = now.u_t[16 * chunk + (lane() >> 2) + 8 * r];
-                sums[r][0] = sums[r][0] + filter.w[0][r] * heard[r][0];
+                s = s + filter.w[0][r] * heard[r][0];
                 float4 w = HAS_B ? filter.w[1][r] * heard[r][HAS_B] : filter.w[1][r];
-                sums[r][1] = sums[r][1] + u.x * w;
-                sums[r][2] = sums[r][2] + u.y * w;
-                sums[r][3] = sums[r][3] + u.z * w;
+                vx = vx + u.x * w;
+                vy = vy + u.y * w;
+                vz = vz + u.z * w;
 #if HAS_Y
-#pragma unroll
-                for (int axis = 0; axis < 3; axis++)
-                    sums[r][1 + axis] = sums[r][1 + axis] + filter.w[2][r] * heard[r][1 + HAS_B + axis];
+                vx = vx + filter.w[2][r] * heard[r][1 + HAS_B];
+                vy = vy + filter.w[2][r] * heard[r][2 + HAS_B];
+                vz = vz + filter.w[2][r] * heard[r][3 + HAS_B];
 #endif
             }
-            if (chunk < chunks_ahead) answer<false>(asked, next, chunk, other, 0.f);
+            answer<false>(asked, next, chunk, other, 0.f);
         }
-        keep_raw(raw[(it + 2) % 3], after);
+        keep_raw(raw[(it + 2) % 3], after, work);
         if (work.last()) {
-#pragma unroll
-            for (int r = 0; r < 2; r++) {
-                store_sum(ds, work.atom + r, n, F, channel, sums[r][0], scales[0]);
-#pragma unroll
-                for (int axis = 0; axis < 3; axis++)
-                    store_sum(dv, work.atom + r, n, 3 * F, channel + axis * F, sums[r][1 + axis], scales[0]);
-#pragma unroll
-                for (int k = 0; k < 4; k++) sums[r][k] = ZERO;
-            }
+            store_sum(ds, work.atom, F, channel, s, scales[0]);
+            store_sum(dv, work.atom, 3 * F, channel, vx, scales[0]);
+            store_sum(dv, work.atom, 3 * F, channel + F, vy, scales[0]);
+            store_sum(dv, work.atom, 3 * F, channel + 2 * F, vz, scales[0]);
+            s = vx = vy = vz = ZERO;
         }
         work.step(), ahead.step();
         sync();
@@ -295,16 +283,15 @@ __device__ __forceinline__ void keep_share(float* share, int chunk, const float 
     share[(2 * upper + 1) * PAIRS + pair] = (upper ? k3 : k1) + from_lane(upper ? k1 : k3, 2);
 }
 
-// the sums of all warps' shares, of a block of pairs; zeros after the last that counts
-__device__ __forceinline__ void add_shares(const float* shares, const Work& w, int chunks, int n, const float* scales, float* pair_bars) {
+// the sums of all warps' shares, of a block of pairs
+__device__ __forceinline__ void add_shares(const float* shares, const Work& w, int n, const float* scales, float* pair_bars) {
     for (int k = thread(); k < 4 * PAIRS; k += THREADS) {
-        int pair = k % PAIRS, chunk = pair / 16, slot = w.slot + 8 * chunk + pair % 8, atom = w.atom + pair / 8 % 2;
-        if (atom < n && slot < w.slots) {
+        int pair = k % PAIRS, slot = w.slot + pair;
+        if (pair < w.at_once && slot < w.slots) {
             float total = 0.f;
-            if (chunk < chunks)
 #pragma unroll
-                for (int warp = 0; warp < WARPS; warp++) total += shares[warp * 4 * PAIRS + k];
-            pair_bars[k / PAIRS * n * w.slots + atom * w.slots + slot] = scales[0] * (k < PAIRS ? scales[2] * total : total);
+            for (int warp = 0; warp < WARPS; warp++) total += shares[warp * 4 * PAIRS + k];
+            pair_bars[k / PAIRS * n * w.slots + w.atom * w.slots + slot] = scales[0] * (k < PAIRS ? scales[2] * total : total);
         }
     }
 }
@@ -323,12 +310,11 @@ message_transpose(const int* __restrict__ senders, const float* __restrict__ pla
     float* shares = (float*)(values + 8 * PART);  // two of [warps, 4, PAIRS]
     Work work(n, slots), ahead = work, before = work;
     Weights c(highs, lows);
-    int g = lane() >> 2, channel = 16 * warp() + 4 * (lane() & 3);
-    begin<true>(raw, values, ahead, senders, places, basis, n, scales[1]);
-    float4 own[2][SOURCES], bars[2][SOURCES];  // of either atom
-    int chunks = 0;
+    int chunks = work.at_once / 16, g = lane() >> 2, channel = 16 * warp() + 4 * (lane() & 3);
+    begin<true>(raw, values, work, ahead, senders, places, basis, n, scales[1]);
+    float4 own[SOURCES], bars[SOURCES];
     for (int it = 0;; it++) {
-        if (it > 0) add_shares(shares + ((it - 1) & 1) * WARPS * 4 * PAIRS, before, chunks, n, scales, pair_bars);
+        if (it > 0) add_shares(shares + ((it - 1) & 1) * WARPS * 4 * PAIRS, before, n, scales, pair_bars);
         if (work.left <= 0) break;
         before = work;
         const Raw& now = raw[it % 3];
@@ -338,22 +324,13 @@ message_transpose(const int* __restrict__ senders, const float* __restrict__ pla
         float* share = shares + ((it & 1) * WARPS + warp()) * 4 * PAIRS;
         Loaded after = load_raw(ahead, senders, places, n);
         if (work.first()) {
+            load_sources(own, work.atom, channel, a, b, y);
 #pragma unroll
-            for (int r = 0; r < 2; r++) {
-                load_sources(own[r], min(work.atom + r, n - 1), channel, a, b, y);
-#pragma unroll
-                for (int k = 0; k < SOURCES; k++) bars[r][k] = ZERO;
-            }
+            for (int k = 0; k < SOURCES; k++) bars[k] = ZERO;
         }
-        int chunks_ahead = next.chunks();
-        chunks = now.chunks();
-        for (int chunk = 0; chunk < max(chunks, chunks_ahead); chunk++) {
+        for (int chunk = 0; chunk < chunks; chunk++) {
             Asked asked;
-            if (chunk < chunks_ahead) ask(asked, next, chunk, basis);
-            if (chunk >= chunks) {
-                answer<true>(asked, next, chunk, other, scales[1]);
-                continue;
-            }
+            ask(asked, next, chunk, basis);
             float4 pj[2], qj[2][3], uq[2], sums[2];
 #pragma unroll
             for (int r = 0; r < 2; r++) {
@@ -367,46 +344,43 @@ message_transpose(const int* __restrict__ senders, const float* __restrict__ pla
 #pragma unroll
             for (int r = 0; r < 2; r++) {
                 float4 along = now.u_t[16 * chunk + g + 8 * r], w = filter.w[1][r];
-                bars[r][0] = bars[r][0] + filter.w[0][r] * pj[r];
+                bars[0] = bars[0] + filter.w[0][r] * pj[r];
                 uq[r] = along.x * qj[r][0] + along.y * qj[r][1] + along.z * qj[r][2];
                 if (HAS_B) {
-                    bars[r][HAS_B] = bars[r][HAS_B] - w * uq[r];
-                    w = own[r][HAS_B] * w;
-                    uq[r] = own[r][HAS_B] * uq[r];
+                    bars[HAS_B] = bars[HAS_B] - w * uq[r];
+                    w = own[HAS_B] * w;
+                    uq[r] = own[HAS_B] * uq[r];
                 }
 #pragma unroll
                 for (int axis = 0; axis < 3; axis++) u[r][axis] = sum(w * qj[r][axis]);
 #if HAS_Y
 #pragma unroll
                 for (int axis = 0; axis < 3; axis++)
-                    bars[r][1 + HAS_B + axis] = bars[r][1 + HAS_B + axis] + filter.w[2][r] * qj[r][axis];
+                    bars[1 + HAS_B + axis] = bars[1 + HAS_B + axis] + filter.w[2][r] * qj[r][axis];
 #endif
             }
             filter = evaluate(mine + 2 * PART, chunk, c);
 #pragma unroll
             for (int r = 0; r < 2; r++) {
-                sums[r] = own[r][0] * pj[r] * filter.w[0][r] - uq[r] * filter.w[1][r];
+                sums[r] = own[0] * pj[r] * filter.w[0][r] - uq[r] * filter.w[1][r];
 #if HAS_Y
-                float4 yq = own[r][1 + HAS_B] * qj[r][0] + own[r][2 + HAS_B] * qj[r][1] + own[r][3 + HAS_B] * qj[r][2];
+                float4 yq = own[1 + HAS_B] * qj[r][0] + own[2 + HAS_B] * qj[r][1] + own[3 + HAS_B] * qj[r][2];
                 sums[r] = sums[r] + yq * filter.w[2][r];
 #endif
                 d[r] = sum(sums[r]);
             }
             keep_share(share, chunk, d, u);
-            if (chunk < chunks_ahead) answer<true>(asked, next, chunk, other, scales[1]);
+            answer<true>(asked, next, chunk, other, scales[1]);
         }
-        keep_raw(raw[(it + 2) % 3], after);
+        keep_raw(raw[(it + 2) % 3], after, work);
         if (work.last()) {
-#pragma unroll
-            for (int r = 0; r < 2; r++) {
-                store_sum(a_bar, work.atom + r, n, F, channel, bars[r][0], scales[0]);
-                if (HAS_B) store_sum(b_bar, work.atom + r, n, F, channel, bars[r][HAS_B], scales[0]);
+            store_sum(a_bar, work.atom, F, channel, bars[0], scales[0]);
+            if (HAS_B) store_sum(b_bar, work.atom, F, channel, bars[HAS_B], scales[0]);
 #if HAS_Y
 #pragma unroll
-                for (int axis = 0; axis < 3; axis++)
-                    store_sum(y_bar, work.atom + r, n, 3 * F, channel + axis * F, bars[r][1 + HAS_B + axis], scales[0]);
+            for (int axis = 0; axis < 3; axis++)
+                store_sum(y_bar, work.atom, 3 * F, channel + axis * F, bars[1 + HAS_B + axis], scales[0]);
 #endif
-            }
         }
         work.step(), ahead.step();
         sync();
