@@ -71,7 +71,7 @@ class Heard(NamedTuple):
     """
 
     sources: Sources
-    table: Array
+    table: Any
     above: tuple[Array, Array] | None = None
     scale: Float[Array, "N"] | None = None
     numbers: Int[Array, "N"] | None = None

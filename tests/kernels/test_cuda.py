@@ -119,7 +119,7 @@ def close(got: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize(("has_b", "has_y", "slots"), [(True, True, 70), (False, False, 70), (False, True, 130)])
 def test_messages_of_many_pairs(has_b: bool, has_y: bool, slots: int) -> None:
-    """More pairs an atom than a block takes at once, some of which don't count, of one atom none: sums and halves against float64."""
+    """More pairs an atom than a block takes at once, some of which don't count: sums and halves against float64."""
     n, f, rng = 4, 48, np.random.default_rng(slots)
     table = smooth_table(rng, (2 + has_y) * f)
     filters = engine._filters(*engine._factorised(table))

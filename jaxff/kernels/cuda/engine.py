@@ -44,10 +44,10 @@ def prepare(tree: Params, config: Config) -> dict[str, Any] | None:
     """
     if config.hidden_dim not in CHANNELS:
         return None
-    factors = [_factorised(np.asarray(tree[f"interaction_{i}"]["table"])) for i in range(config.num_interactions)]
-    if None in factors:
+    made = [_factorised(np.asarray(tree[f"interaction_{i}"]["table"])) for i in range(config.num_interactions)]
+    factors = [x for x in made if x is not None]
+    if len(factors) < len(made):
         return None
-    filters = [_filters(*x) for x in factors if x is not None]
     model, last = _MODELS[config.architecture], config.num_interactions - 1
     if any(width % 16 for kernel, *_ in tree["read"]["hidden"] for width in kernel.shape):
         return None
@@ -57,8 +57,8 @@ def prepare(tree: Params, config: Config) -> dict[str, Any] | None:
         for name, plan in (("backward", model.PLAN), ("backward_lean", model.LEAN))
     }
     return backward | {
-        "filters": filters,
-        "first": _of_elements(factors[0][1], config.hidden_dim),
+        "filters": [_filters(*x) for x in factors],
+        "first": _of_elements(factors[0].weights, config.hidden_dim),
         "forward": [_matrices(config, model.PLAN.between, w, i > 0) for i, w in enumerate(between)],
         "last": _matrices(config, model.LAST, model.weights(tree, last, True), last > 0),
     }
