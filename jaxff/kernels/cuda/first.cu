@@ -104,7 +104,7 @@ __device__ __forceinline__ Row of_element(const Here& h, const float* x, const P
 }
 
 // b where there is none: not read. Matrices: C of a, C of b; factors undo theirs.
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
+extern "C" __global__ void __launch_bounds__(THREADS, 3)
 first_message(const int* __restrict__ senders, const float* __restrict__ places, const int* __restrict__ numbers,
               const float4* __restrict__ basis, const uint4* __restrict__ c_a, const uint4* __restrict__ c_b,
               const float* __restrict__ factors, const float* __restrict__ a, const float* __restrict__ b, int n, int slots,
@@ -185,7 +185,7 @@ __device__ __forceinline__ void fold(float (&x)[4 * AT_ONCE], int mask) {
 }
 
 // Of each pair (i, j) [D, -U_xyz], the half that belongs to what j sends to i. Matrices: C of a and of b, transposed.
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
+extern "C" __global__ void __launch_bounds__(THREADS, 3)
 first_transpose(const int* __restrict__ senders, const float* __restrict__ places, const int* __restrict__ numbers,
                 const float4* __restrict__ basis, const uint4* __restrict__ c_a, const uint4* __restrict__ c_b,
                 const float* __restrict__ factors, const float* __restrict__ p, const float* __restrict__ q,
