@@ -53,3 +53,7 @@ __device__ __forceinline__ void split(float x, float y, uint32& high, uint32& lo
     floats(high, hx, hy);
     low = halves(x - hx, y - hy);
 }
+
+// a cubic of t, and its slope
+__device__ __forceinline__ float cubic(float4 c, float t) { return c.x + t * (c.y + t * (c.z + t * c.w)); }
+__device__ __forceinline__ float cubic_slope(float4 c, float t) { return c.y + t * (2.f * c.z + 3.f * t * c.w); }

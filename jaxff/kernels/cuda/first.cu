@@ -127,7 +127,7 @@ first_message(const int* __restrict__ senders, const float* __restrict__ places,
 #pragma unroll
                     for (int k = 0; k < COLUMNS; k++) {
                         float4 c = some.c[q][k], at = some.t_u[q];
-                        float value = c.x + at.x * (c.y + at.x * (c.z + at.x * c.w));
+                        float value = cubic(c, at.x);
                         sums[m][0][k] += value, sums[m][1][k] += at.y * value;
                         sums[m][2][k] += at.z * value, sums[m][3][k] += at.w * value;
                     }
@@ -236,8 +236,7 @@ first_transpose(const int* __restrict__ senders, const float* __restrict__ place
 #pragma unroll
                     for (int k = 0; k < COLUMNS; k++) {
                         float4 c = some.c[m][k], at = some.t_u[m];
-                        float value = c.x + at.x * (c.y + at.x * (c.z + at.x * c.w));
-                        float slope = c.y + at.x * (2.f * c.z + 3.f * at.x * c.w);
+                        float value = cubic(c, at.x), slope = cubic_slope(c, at.x);
                         x[4 * m] += slope * (g[0][k] + at.y * g[1][k] + at.z * g[2][k] + at.w * g[3][k]);
                         x[4 * m + 1] -= value * g[1][k], x[4 * m + 2] -= value * g[2][k], x[4 * m + 3] -= value * g[3][k];
                     }

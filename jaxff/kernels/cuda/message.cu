@@ -117,8 +117,8 @@ __device__ __forceinline__ void answer(const Asked& q, const Raw& raw, int chunk
         for (int k = 0; k < COLUMNS; k++) {
             if (32 * k + lane() >= K) continue;
             float4 c = q.c[m][k];
-            put(row, row + PART, 32 * k + lane(), c.x + t * (c.y + t * (c.z + t * c.w)));
-            if (SLOPES) put(row + 2 * PART, row + 3 * PART, 32 * k + lane(), slope * (c.y + t * (2.f * c.z + 3.f * t * c.w)));
+            put(row, row + PART, 32 * k + lane(), cubic(c, t));
+            if (SLOPES) put(row + 2 * PART, row + 3 * PART, 32 * k + lane(), slope * cubic_slope(c, t));
         }
     }
 }
