@@ -226,12 +226,12 @@ def _multiprocessors() -> int:
 @functools.cache
 def _message_kernel(name: str, f: int, ranks: tuple[int, int], has_b: bool, has_y: bool) -> launch.Kernel:
     rank, full = ranks
-    warps, row = f // 16, 4 * (rank // 2 + 4)
+    scalars, vectors, row = -(-f // 32), f // 16, 4 * (rank // 2 + 4)  # warps
     pairs = 3 * PAIRS * (16 + 4 + 4)
     values = 2 * 2 * PAIRS * row
-    shared = pairs + (values if name == "message" else 2 * values + 2 * warps * 4 * PAIRS * 4)
+    shared = pairs + (values if name == "message" else 2 * values + 2 * (scalars + 4 * vectors) * PAIRS * 4)
     defines = (("F", f), ("K", rank), ("FULL", full), ("HAS_B", int(has_b)), ("HAS_Y", int(has_y)))
-    return launch.Kernel(name, launch.read("device.cu", "message.cu"), defines, 32 * warps, shared)
+    return launch.Kernel(name, launch.read("device.cu", "message.cu"), defines, 32 * (scalars + vectors), shared)
 
 
 @functools.cache

@@ -1,21 +1,22 @@
 // Message sums and their transpose for many atoms: jaxff.kernels.message has the equations.
 //
-// A filter of the distance is W_c(r) = sum_k B_k(r) C_kc with few functions B, which are tabulated as cubics. A block of
-// F/16 warps serves one atom after the other; a warp has 16 channels, and holds C for them in registers. While the
-// tensor cores make W of 16 pairs from B and C, both as sums of two halves, the block evaluates B for the next pairs.
+// A filter of the distance is W_c(r) = sum_k B_k(r) C_kc with few functions B, which are tabulated as cubics. A block
+// serves one atom after the other; a warp has Wa of 32 channels or Wb and Wc of 16, two units of 16 columns each, and
+// holds C for them in registers. While the tensor cores make W of 16 pairs from B and C, both as sums of two halves, the
+// block evaluates B for the next pairs.
 // B come by importance: of the later ones one half of each number is enough.
 // Defined from outside: F, K (how many B, a multiple of 16), FULL (how many times 16 of them need both halves), HAS_B,
 // HAS_Y.
 // scales: the factor of W that undoes those of B and C; of slopes, one more and its inverse.
-#define WARPS (F / 16)
+#define SCALARS ((F + 31) / 32)  // warps with Wa
+#define VECTORS (F / 16)         // warps with Wb and Wc
+#define WARPS (SCALARS + VECTORS)
 #define THREADS (32 * WARPS)
 #define STEPS (K / 16)
-#define FILTERS (HAS_Y ? 3 : 2)
-#define SOURCES (1 + HAS_B + 3 * HAS_Y)
+#define SOURCES (HAS_B + 3 * HAS_Y)  // of vectors
 #define PAIRS 64             // at once
 #define STRIDE (K / 2 + 4)   // words of a row of B in shared memory: no two lanes share a bank
 #define PART (PAIRS * STRIDE)  // words of B's values, or slopes, in one of their two halves
-#define ROUNDS ((16 + WARPS - 1) / WARPS)
 #define COLUMNS ((K + 31) / 32)
 #define ZERO make_float4(0.f, 0.f, 0.f, 0.f)
 
@@ -27,6 +28,12 @@ __device__ __forceinline__ float sum(float4 x) { return (x.x + x.y) + (x.z + x.w
 __device__ __forceinline__ float4 four(const float* x, int row, int width, int channel) {
     return *(const float4*)(x + row * width + channel);
 }
+
+__device__ __forceinline__ bool of_scalars() { return warp() < SCALARS; }
+// of a warp's unit: which 16 channels (none from VECTORS on), and the first four of this lane
+__device__ __forceinline__ int group(int unit) { return of_scalars() ? 2 * warp() + unit : warp() - SCALARS; }
+__device__ __forceinline__ bool has(int unit) { return F % 32 == 0 || group(unit) < VECTORS; }
+__device__ __forceinline__ int channel(int unit) { return 16 * (has(unit) ? group(unit) : 0) + 4 * (lane() & 3); }
 
 // --- pairs ---
 
@@ -82,11 +89,17 @@ __device__ __forceinline__ void keep_raw(Raw& raw, const Loaded& r, const Work& 
 
 // --- B of 16 pairs, a warp for each: coefficients are asked for by `ask`, values (and slopes) written by `answer` ---
 
+#define ALL_ROUNDS ((16 + WARPS - 1) / WARPS)
+// warps of vectors, which have more to do, come last
+#define ROUNDS_OF_VECTORS ((16 + VECTORS - 1) / WARPS)
+
+template <int ROUNDS>
 struct Asked {
     float4 c[ROUNDS][COLUMNS];
 };
 
-__device__ __forceinline__ void ask(Asked& q, const Raw& raw, int chunk, const float4* basis) {
+template <int ROUNDS>
+__device__ __forceinline__ void ask(Asked<ROUNDS>& q, const Raw& raw, int chunk, const float4* basis) {
 #pragma unroll
     for (int m = 0; m < ROUNDS; m++) {
         int p = warp() + m * WARPS, interval = p < 16 ? raw.interval[16 * chunk + p] : -1;
@@ -105,8 +118,8 @@ __device__ __forceinline__ void put(uint32* high, uint32* low, int k, float x) {
     ((unsigned short*)low)[k] = (unsigned short)l;
 }
 
-template <bool SLOPES>
-__device__ __forceinline__ void answer(const Asked& q, const Raw& raw, int chunk, uint32* b, float slope) {
+template <bool SLOPES, int ROUNDS>
+__device__ __forceinline__ void answer(const Asked<ROUNDS>& q, const Raw& raw, int chunk, uint32* b, float slope) {
 #pragma unroll
     for (int m = 0; m < ROUNDS; m++) {
         int p = warp() + m * WARPS;
@@ -133,7 +146,7 @@ __device__ __forceinline__ void begin(Raw* raw, uint32* values, const Work& work
     }
     sync();
     for (int chunk = 0; chunk < work.at_once / 16; chunk++) {
-        Asked asked;
+        Asked<ALL_ROUNDS> asked;
         ask(asked, raw[0], chunk, basis);
         answer<SLOPES>(asked, raw[0], chunk, values, slope);
     }
@@ -142,40 +155,41 @@ __device__ __forceinline__ void begin(Raw* raw, uint32* values, const Work& work
 
 // --- W of 16 pairs ---
 
-struct Weights {  // C of the 16 channels of this warp
-    uint2 high[FILTERS][2][STEPS], low[FILTERS][2][FULL];
+struct Weights {  // C of this warp's units
+    uint2 high[2][2][STEPS], low[2][2][FULL];
     __device__ __forceinline__ Weights(const uint2* highs, const uint2* lows) {
 #pragma unroll
-        for (int f = 0; f < FILTERS; f++)
+        for (int unit = 0; unit < 2; unit++) {
+            int which = of_scalars() ? 0 : 1 + unit;
+            bool there = has(unit) && which < 2 + HAS_Y;
 #pragma unroll
             for (int s = 0; s < STEPS; s++)
 #pragma unroll
                 for (int j = 0; j < 2; j++) {
-                    high[f][j][s] = highs[(((f * WARPS + warp()) * STEPS + s) * 2 + j) * 32 + lane()];
-                    if (s < FULL) low[f][j][s] = lows[(((f * WARPS + warp()) * FULL + s) * 2 + j) * 32 + lane()];
+                    int of_columns = which * VECTORS + group(unit);
+                    uint2 zero = {0, 0};
+                    high[unit][j][s] = there ? highs[((of_columns * STEPS + s) * 2 + j) * 32 + lane()] : zero;
+                    if (s < FULL) low[unit][j][s] = there ? lows[((of_columns * FULL + s) * 2 + j) * 32 + lane()] : zero;
                 }
+        }
     }
 };
 
-struct Filters {  // for two pairs, rows g and g + 8 of the 16, and the four channels of this lane
-    float4 w[FILTERS][2];
+struct Filters {  // by unit, for two pairs, rows g and g + 8 of the 16, and the four channels of this lane
+    float4 w[2][2];
 };
 
 // b: values or slopes of B, [high, low]
 __device__ __forceinline__ Filters evaluate(const uint32* b, int chunk, const Weights& c) {
     const uint32* rows = b + 16 * chunk * STRIDE;
-    float acc[FILTERS][2][4];
-#pragma unroll
-    for (int f = 0; f < FILTERS; f++)
-#pragma unroll
-        for (int j = 0; j < 2; j++) acc[f][j][0] = acc[f][j][1] = acc[f][j][2] = acc[f][j][3] = 0.f;
+    float acc[2][2][4] = {};
 #pragma unroll
     for (int s = 0; s < STEPS; s++) {
         uint32 high[4], low[4];
         load_a(high, rows + 8 * s, STRIDE);
         if (s < FULL) load_a(low, rows + PART + 8 * s, STRIDE);
 #pragma unroll
-        for (int f = 0; f < FILTERS; f++)
+        for (int f = 0; f < 2; f++)
 #pragma unroll
             for (int j = 0; j < 2; j++) {
                 if (s < FULL) {
@@ -187,19 +201,18 @@ __device__ __forceinline__ Filters evaluate(const uint32* b, int chunk, const We
     }
     Filters r;
 #pragma unroll
-    for (int f = 0; f < FILTERS; f++) {
+    for (int f = 0; f < 2; f++) {
         r.w[f][0] = make_float4(acc[f][0][0], acc[f][0][1], acc[f][1][0], acc[f][1][1]);
         r.w[f][1] = make_float4(acc[f][0][2], acc[f][0][3], acc[f][1][2], acc[f][1][3]);
     }
     return r;
 }
 
-// four channels of a, b, y of an atom
-__device__ __forceinline__ void load_sources(float4 (&x)[SOURCES], int atom, int channel, const float* a, const float* b, const float* y) {
-    x[0] = four(a, atom, F, channel);
-    if (HAS_B) x[HAS_B] = four(b, atom, F, channel);
+// four channels of b, y of an atom
+__device__ __forceinline__ void load_sources(float4* x, int atom, int channel, const float* b, const float* y) {
+    if (HAS_B) x[0] = four(b, atom, F, channel);
 #pragma unroll
-    for (int axis = 0; axis < 3 * HAS_Y; axis++) x[1 + HAS_B + axis] = four(y, atom, 3 * F, channel + axis * F);
+    for (int axis = 0; axis < 3 * HAS_Y; axis++) x[HAS_B + axis] = four(y, atom, 3 * F, channel + axis * F);
 }
 
 // a sum over the eight lanes that have the same channels; each stores one of them
@@ -223,46 +236,59 @@ message(const int* __restrict__ senders, const float* __restrict__ places, const
     uint32* values = (uint32*)(raw + 3);  // two blocks of pairs of [high, low]
     Work work(n, slots), ahead = work;
     Weights c(highs, lows);
-    int chunks = work.at_once / 16, channel = 16 * warp() + 4 * (lane() & 3);
+    int chunks = work.at_once / 16, g = lane() >> 2;
     begin<false>(raw, values, work, ahead, senders, places, basis, n, 0.f);
-    float4 s = ZERO, vx = ZERO, vy = ZERO, vz = ZERO;
+    float4 sums[3] = {ZERO, ZERO, ZERO};  // of the vectors, or of the scalars of each unit
     for (int it = 0; work.left > 0; it++) {
         const Raw& now = raw[it % 3];
         const Raw& next = raw[(it + 1) % 3];
         const uint32* mine = values + (it & 1) * 2 * PART;
         uint32* other = values + ((it + 1) & 1) * 2 * PART;
         Loaded after = load_raw(ahead, senders, places, n);
-        for (int chunk = 0; chunk < chunks; chunk++) {
-            Asked asked;
-            ask(asked, next, chunk, basis);
-            float4 heard[2][SOURCES];
+        if (of_scalars())
+            for (int chunk = 0; chunk < chunks; chunk++) {
+                Asked<ALL_ROUNDS> asked;
+                ask(asked, next, chunk, basis);
+                float4 heard[2][2];
 #pragma unroll
-            for (int r = 0; r < 2; r++)
-                load_sources(heard[r], now.sender[16 * chunk + (lane() >> 2) + 8 * r], channel, a, b, y);
-            Filters filter = evaluate(mine, chunk, c);
+                for (int r = 0; r < 2; r++)
 #pragma unroll
-            for (int r = 0; r < 2; r++) {
-                float4 u = now.u_t[16 * chunk + (lane() >> 2) + 8 * r];
-                s = s + filter.w[0][r] * heard[r][0];
-                float4 w = HAS_B ? filter.w[1][r] * heard[r][HAS_B] : filter.w[1][r];
-                vx = vx + u.x * w;
-                vy = vy + u.y * w;
-                vz = vz + u.z * w;
-#if HAS_Y
-                vx = vx + filter.w[2][r] * heard[r][1 + HAS_B];
-                vy = vy + filter.w[2][r] * heard[r][2 + HAS_B];
-                vz = vz + filter.w[2][r] * heard[r][3 + HAS_B];
-#endif
+                    for (int unit = 0; unit < 2; unit++) heard[r][unit] = four(a, now.sender[16 * chunk + g + 8 * r], F, channel(unit));
+                Filters filter = evaluate(mine, chunk, c);
+#pragma unroll
+                for (int r = 0; r < 2; r++)
+#pragma unroll
+                    for (int unit = 0; unit < 2; unit++) sums[unit] = sums[unit] + filter.w[unit][r] * heard[r][unit];
+                answer<false>(asked, next, chunk, other, 0.f);
             }
-            answer<false>(asked, next, chunk, other, 0.f);
-        }
+        else
+            for (int chunk = 0; chunk < chunks; chunk++) {
+                Asked<ROUNDS_OF_VECTORS> asked;
+                ask(asked, next, chunk, basis);
+                float4 heard[2][SOURCES + 1];
+#pragma unroll
+                for (int r = 0; r < 2; r++) load_sources(heard[r], now.sender[16 * chunk + g + 8 * r], channel(0), b, y);
+                Filters filter = evaluate(mine, chunk, c);
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    float4 u = now.u_t[16 * chunk + g + 8 * r];
+                    float4 w = HAS_B ? filter.w[0][r] * heard[r][0] : filter.w[0][r];
+                    sums[0] = sums[0] + u.x * w;
+                    sums[1] = sums[1] + u.y * w;
+                    sums[2] = sums[2] + u.z * w;
+#pragma unroll
+                    for (int axis = 0; axis < 3 * HAS_Y; axis++) sums[axis] = sums[axis] + filter.w[1][r] * heard[r][HAS_B + axis];
+                }
+                answer<false>(asked, next, chunk, other, 0.f);
+            }
         keep_raw(raw[(it + 2) % 3], after, work);
         if (work.last()) {
-            store_sum(ds, work.atom, F, channel, s, scales[0]);
-            store_sum(dv, work.atom, 3 * F, channel, vx, scales[0]);
-            store_sum(dv, work.atom, 3 * F, channel + F, vy, scales[0]);
-            store_sum(dv, work.atom, 3 * F, channel + 2 * F, vz, scales[0]);
-            s = vx = vy = vz = ZERO;
+#pragma unroll
+            for (int k = 0; k < 3; k++) {
+                if (!of_scalars()) store_sum(dv, work.atom, 3 * F, channel(0) + k * F, sums[k], scales[0]);
+                else if (k < 2 && has(k)) store_sum(ds, work.atom, F, channel(k), sums[k], scales[0]);
+                sums[k] = ZERO;
+            }
         }
         work.step(), ahead.step();
         sync();
@@ -283,14 +309,26 @@ __device__ __forceinline__ void keep_share(float* share, int chunk, const float 
     share[(2 * upper + 1) * PAIRS + pair] = (upper ? k3 : k1) + from_lane(upper ? k1 : k3, 2);
 }
 
-// the sums of all warps' shares, of a block of pairs
+// the same of D alone
+__device__ __forceinline__ void keep_share(float* share, int chunk, const float (&d)[2]) {
+    bool odd = lane() & 1;
+    float sum = (odd ? d[1] : d[0]) + from_lane(odd ? d[0] : d[1], 1);
+    sum += from_lane(sum, 2);
+    if (!(lane() & 2)) share[16 * chunk + (lane() >> 2) + 8 * odd] = sum;
+}
+
+// the sums of all warps' shares, of a block of pairs: [D] of each scalars' warp, then [D, U_xyz] of each vectors'
+#define SHARES ((SCALARS + 4 * VECTORS) * PAIRS)
 __device__ __forceinline__ void add_shares(const float* shares, const Work& w, int n, const float* scales, float* pair_bars) {
     for (int k = thread(); k < 4 * PAIRS; k += THREADS) {
         int pair = k % PAIRS, slot = w.slot + pair;
         if (pair < w.at_once && slot < w.slots) {
             float total = 0.f;
 #pragma unroll
-            for (int warp = 0; warp < WARPS; warp++) total += shares[warp * 4 * PAIRS + k];
+            for (int warp = 0; warp < SCALARS; warp++)
+                if (k < PAIRS) total += shares[warp * PAIRS + k];
+#pragma unroll
+            for (int warp = 0; warp < VECTORS; warp++) total += shares[(SCALARS + 4 * warp) * PAIRS + k];
             pair_bars[k / PAIRS * n * w.slots + w.atom * w.slots + slot] = scales[0] * (k < PAIRS ? scales[2] * total : total);
         }
     }
@@ -307,80 +345,99 @@ message_transpose(const int* __restrict__ senders, const float* __restrict__ pla
     SHARED(char, memory);
     Raw* raw = (Raw*)memory;
     uint32* values = (uint32*)(raw + 3);          // two blocks of pairs of [high, low, high of slopes, low of slopes]
-    float* shares = (float*)(values + 8 * PART);  // two of [warps, 4, PAIRS]
+    float* shares = (float*)(values + 8 * PART);  // two of SHARES
     Work work(n, slots), ahead = work, before = work;
     Weights c(highs, lows);
-    int chunks = work.at_once / 16, g = lane() >> 2, channel = 16 * warp() + 4 * (lane() & 3);
+    int chunks = work.at_once / 16, g = lane() >> 2;
     begin<true>(raw, values, work, ahead, senders, places, basis, n, scales[1]);
-    float4 own[SOURCES], bars[SOURCES];
+    float4 own[4], bars[4];  // of b and y, or of a for each unit
     for (int it = 0;; it++) {
-        if (it > 0) add_shares(shares + ((it - 1) & 1) * WARPS * 4 * PAIRS, before, n, scales, pair_bars);
+        if (it > 0) add_shares(shares + ((it - 1) & 1) * SHARES, before, n, scales, pair_bars);
         if (work.left <= 0) break;
         before = work;
         const Raw& now = raw[it % 3];
         const Raw& next = raw[(it + 1) % 3];
         const uint32* mine = values + (it & 1) * 4 * PART;
         uint32* other = values + ((it + 1) & 1) * 4 * PART;
-        float* share = shares + ((it & 1) * WARPS + warp()) * 4 * PAIRS;
+        float* share = shares + (it & 1) * SHARES + (of_scalars() ? warp() : 4 * warp() - 3 * SCALARS) * PAIRS;
         Loaded after = load_raw(ahead, senders, places, n);
         if (work.first()) {
-            load_sources(own, work.atom, channel, a, b, y);
+            if (of_scalars()) own[0] = four(a, work.atom, F, channel(0)), own[1] = four(a, work.atom, F, channel(1));
+            else load_sources(own, work.atom, channel(0), b, y);
 #pragma unroll
-            for (int k = 0; k < SOURCES; k++) bars[k] = ZERO;
+            for (int k = 0; k < 4; k++) bars[k] = ZERO;
         }
-        for (int chunk = 0; chunk < chunks; chunk++) {
-            Asked asked;
-            ask(asked, next, chunk, basis);
-            float4 pj[2], qj[2][3], uq[2], sums[2];
+        if (of_scalars())
+            for (int chunk = 0; chunk < chunks; chunk++) {
+                Asked<ALL_ROUNDS> asked;
+                ask(asked, next, chunk, basis);
+                float4 pj[2][2];
+                float d[2];
 #pragma unroll
-            for (int r = 0; r < 2; r++) {
-                int j = now.sender[16 * chunk + g + 8 * r];
-                pj[r] = four(p, j, F, channel);
+                for (int r = 0; r < 2; r++)
 #pragma unroll
-                for (int axis = 0; axis < 3; axis++) qj[r][axis] = four(q, j, 3 * F, channel + axis * F);
+                    for (int unit = 0; unit < 2; unit++) pj[r][unit] = four(p, now.sender[16 * chunk + g + 8 * r], F, channel(unit));
+                Filters filter = evaluate(mine, chunk, c);
+#pragma unroll
+                for (int r = 0; r < 2; r++)
+#pragma unroll
+                    for (int unit = 0; unit < 2; unit++) bars[unit] = bars[unit] + filter.w[unit][r] * pj[r][unit];
+                filter = evaluate(mine + 2 * PART, chunk, c);
+#pragma unroll
+                for (int r = 0; r < 2; r++)
+                    d[r] = sum(own[0] * pj[r][0] * filter.w[0][r] + own[1] * pj[r][1] * filter.w[1][r]);
+                keep_share(share, chunk, d);
+                answer<true>(asked, next, chunk, other, scales[1]);
             }
-            float d[2], u[2][3];
-            Filters filter = evaluate(mine, chunk, c);
+        else
+            for (int chunk = 0; chunk < chunks; chunk++) {
+                Asked<ROUNDS_OF_VECTORS> asked;
+                ask(asked, next, chunk, basis);
+                float4 qj[2][3], uq[2];
+                float d[2], u_bar[2][3];
 #pragma unroll
-            for (int r = 0; r < 2; r++) {
-                float4 along = now.u_t[16 * chunk + g + 8 * r], w = filter.w[1][r];
-                bars[0] = bars[0] + filter.w[0][r] * pj[r];
-                uq[r] = along.x * qj[r][0] + along.y * qj[r][1] + along.z * qj[r][2];
-                if (HAS_B) {
-                    bars[HAS_B] = bars[HAS_B] - w * uq[r];
-                    w = own[HAS_B] * w;
-                    uq[r] = own[HAS_B] * uq[r];
+                for (int r = 0; r < 2; r++)
+#pragma unroll
+                    for (int axis = 0; axis < 3; axis++)
+                        qj[r][axis] = four(q, now.sender[16 * chunk + g + 8 * r], 3 * F, channel(0) + axis * F);
+                Filters filter = evaluate(mine, chunk, c);
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    float4 u = now.u_t[16 * chunk + g + 8 * r], w = filter.w[0][r];
+                    uq[r] = u.x * qj[r][0] + u.y * qj[r][1] + u.z * qj[r][2];
+                    if (HAS_B) {
+                        bars[0] = bars[0] - w * uq[r];
+                        w = own[0] * w;
+                        uq[r] = own[0] * uq[r];
+                    }
+#pragma unroll
+                    for (int axis = 0; axis < 3; axis++) u_bar[r][axis] = sum(w * qj[r][axis]);
+#pragma unroll
+                    for (int axis = 0; axis < 3 * HAS_Y; axis++) bars[HAS_B + axis] = bars[HAS_B + axis] + filter.w[1][r] * qj[r][axis];
                 }
+                filter = evaluate(mine + 2 * PART, chunk, c);
 #pragma unroll
-                for (int axis = 0; axis < 3; axis++) u[r][axis] = sum(w * qj[r][axis]);
+                for (int r = 0; r < 2; r++) {
+                    float4 terms = ZERO - uq[r] * filter.w[0][r];
 #if HAS_Y
-#pragma unroll
-                for (int axis = 0; axis < 3; axis++)
-                    bars[1 + HAS_B + axis] = bars[1 + HAS_B + axis] + filter.w[2][r] * qj[r][axis];
+                    terms = terms + (own[HAS_B] * qj[r][0] + own[1 + HAS_B] * qj[r][1] + own[2 + HAS_B] * qj[r][2]) * filter.w[1][r];
 #endif
+                    d[r] = sum(terms);
+                }
+                keep_share(share, chunk, d, u_bar);
+                answer<true>(asked, next, chunk, other, scales[1]);
             }
-            filter = evaluate(mine + 2 * PART, chunk, c);
-#pragma unroll
-            for (int r = 0; r < 2; r++) {
-                sums[r] = own[0] * pj[r] * filter.w[0][r] - uq[r] * filter.w[1][r];
-#if HAS_Y
-                float4 yq = own[1 + HAS_B] * qj[r][0] + own[2 + HAS_B] * qj[r][1] + own[3 + HAS_B] * qj[r][2];
-                sums[r] = sums[r] + yq * filter.w[2][r];
-#endif
-                d[r] = sum(sums[r]);
-            }
-            keep_share(share, chunk, d, u);
-            answer<true>(asked, next, chunk, other, scales[1]);
-        }
         keep_raw(raw[(it + 2) % 3], after, work);
         if (work.last()) {
-            store_sum(a_bar, work.atom, F, channel, bars[0], scales[0]);
-            if (HAS_B) store_sum(b_bar, work.atom, F, channel, bars[HAS_B], scales[0]);
-#if HAS_Y
 #pragma unroll
-            for (int axis = 0; axis < 3; axis++)
-                store_sum(y_bar, work.atom, 3 * F, channel + axis * F, bars[1 + HAS_B + axis], scales[0]);
-#endif
+            for (int unit = 0; unit < 2; unit++)
+                if (of_scalars() && has(unit)) store_sum(a_bar, work.atom, F, channel(unit), bars[unit], scales[0]);
+            if (!of_scalars()) {
+                if (HAS_B) store_sum(b_bar, work.atom, F, channel(0), bars[0], scales[0]);
+#pragma unroll
+                for (int axis = 0; axis < 3 * HAS_Y; axis++)
+                    store_sum(y_bar, work.atom, 3 * F, channel(0) + axis * F, bars[HAS_B + axis], scales[0]);
+            }
         }
         work.step(), ahead.step();
         sync();
