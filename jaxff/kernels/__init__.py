@@ -30,6 +30,7 @@ __all__ = ["FusedTree", "atomic_energies", "energies_and_vector_gradients", "pre
 Config = StudentConfig | PainnConfig
 FEW_ATOMS = 128
 FEW_SLOTS = 32  # of an atom: filters of so few pairs come faster from tables than from tensor cores
+MOST_SLOTS = 1024  # whose order fits into a multiprocessor's shared memory
 INDEX_LIMIT = 2**31  # of the numbers in an array that a CUDA kernel reads
 PARTS = 4  # programs that serve an atom, of few
 # channels of a message program, and pairs at once; of many atoms, forward and backward
@@ -172,7 +173,8 @@ def _one_or_many(
     route, cuda = args[0].route, "cuda" in args[0].fused
     dense = pairs.layout == "all"
     arrays = Launch(math.gcd(config.hidden_dim, message[0]), message[1], 0, route, dense=dense)
-    by_tensor_cores = cuda and pairs.mask.shape[-1] > pairs.num_atoms * FEW_SLOTS
+    slots = pairs.mask.shape[-1] // max(1, pairs.num_atoms)
+    by_tensor_cores = cuda and FEW_SLOTS < slots <= MOST_SLOTS
     launch = arrays._replace(cuda=cuda, lean=cuda, route="cuda" if by_tensor_cores else route)
     if route == "native" or pairs.layout != "all" or pairs.num_atoms > FEW_ATOMS:
         return _many(run, launch, arrays, *args)

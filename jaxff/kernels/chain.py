@@ -61,7 +61,7 @@ def forward(
     launch: Launch,
 ) -> tuple[Float[Array, "N"], Any]:
     """Atomic energies with what `backward` needs besides the arguments."""
-    geometry = _geometry(vectors, pairs, tree, config)
+    geometry = _arranged(_geometry(vectors, pairs, tree, config), len(numbers), tree, launch)
     step, last = _step(tree, config, geometry, launch), config.num_interactions - 1
     model, state, saved = step.model, {"s": [tree["embedding"]["table"][numbers]]}, []
     heard = _first(step, tree, numbers)
@@ -97,7 +97,7 @@ def backward(
 ) -> Float[Array, "E 3"]:
     """Antisymmetrised gradients of Σ ē_i E_i by the pair vectors."""
     (_, places), (saved, s_bar, v_bar), repulsion = residuals
-    geometry = Geometry(jnp.asarray(pairs.senders, jnp.int32), places)
+    geometry = _arranged(Geometry(jnp.asarray(pairs.senders, jnp.int32), places), len(numbers), tree, launch)
     e_bar = jnp.where(numbers > 0, e_bar, 0)
     step, pair_bars = _step(tree, config, geometry, launch), []
     if not step.launch.parts:  # or XLA would save what forward and backward both compute, which soon comes to more
@@ -188,6 +188,15 @@ def _geometry(vectors: Array, pairs: Pairs, tree: Params, config: Config) -> Geo
     t = x - interval.astype(d.dtype)
     places = jnp.concatenate([jnp.stack([t, pairs.mask.astype(d.dtype)]), u.T, interval.astype(d.dtype)[None]])
     return Geometry(jnp.asarray(pairs.senders, jnp.int32), jax.lax.optimization_barrier(places))
+
+
+def _arranged(geometry: Geometry, num_atoms: int, tree: Params, launch: Launch) -> Any:
+    """The geometry as the messages' route wants it."""
+    if launch.route != "cuda":
+        return geometry
+    from jaxff.kernels.cuda import engine
+
+    return engine.arranged(geometry, num_atoms, tree["cuda"]["filters"][0])
 
 
 def _intervals_per_angstrom(tree: Params, config: Config) -> float:

@@ -20,6 +20,9 @@ typedef unsigned int uint32;
 struct float4 {
     float x, y, z, w;
 };
+struct int4 {
+    int x, y, z, w;
+};
 struct uint2 {
     uint32 x, y;
 };

@@ -120,15 +120,16 @@ def close(got: Any, expected: Any) -> None:
 @pytest.mark.parametrize(("has_b", "has_y", "slots"), [(True, True, 70), (False, False, 70), (False, True, 130)])
 def test_messages_of_many_pairs(has_b: bool, has_y: bool, slots: int) -> None:
     """More pairs an atom than a block takes at once, some of which don't count: sums and halves against float64."""
-    n, f, rng = 4, 48, np.random.default_rng(slots)
+    n, f, rng = 11, 48, np.random.default_rng(slots)
     table = smooth_table(rng, (2 + has_y) * f)
-    filters = engine._filters(*engine._factorised(table))
+    (filters,) = engine._filters([table])
     pairs = RandomPairs(rng, n, slots, table, f)
     a, b, p = rng.normal(size=(3, n, f))
     y, q = rng.normal(size=(2, n, 3, f))
     sources = Sources(single(a), single(b) if has_b else None, single(y) if has_y else None)
-    ds, dv = engine.message(sources, filters, pairs.geometry)
-    bars, halves_of_pairs = engine.message_transpose(sources, (single(p), single(q)), filters, pairs.geometry)
+    geometry = engine.arranged(pairs.geometry, n, filters)
+    ds, dv = engine.message(sources, filters, geometry)
+    bars, halves_of_pairs = engine.message_transpose(sources, (single(p), single(q)), filters, geometry)
 
     senders, u = pairs.senders, pairs.u
     (wa, wb, *wc), (sa, sb, *sc) = pairs.filters, pairs.slopes
@@ -145,7 +146,7 @@ def test_messages_of_many_pairs(has_b: bool, has_y: bool, slots: int) -> None:
         d += np.sum(y[:, None] * q[senders], axis=2) * sc[0]
         close(bars.y, np.einsum("nmf,nmkf->nkf", wc[0], q[senders]).reshape(n, -1))
     close(dv, vectors.reshape(n, -1))
-    got = np.asarray(halves_of_pairs).reshape(4, n, slots)
+    got = np.where(pairs.mask, np.asarray(halves_of_pairs).reshape(4, n, slots), 0)
     close(got[0], d.sum(axis=-1))
     close(got[1:], np.einsum("nmf,nmkf->knm", b[:, None] * wb, q[senders]))
 
@@ -155,11 +156,8 @@ def test_first_message_by_elements(has_b: bool, f: int) -> None:
     """Sums and halves against float64: more than a tile of atoms, of which one hears nothing."""
     n, slots, rng = 19, 37, np.random.default_rng(f)
     table = smooth_table(rng, 2 * f)
-    factors = engine._factorised(table)
-    assert factors is not None
-    filters = engine._of_elements(factors.weights, f)
+    filters = engine._of_elements(table, f)
     assert filters is not None
-    filters |= {"basis": engine._filters(*factors)["basis"]}
     pairs = RandomPairs(rng, n, slots, table, f)
     numbers = rng.choice([1, 6, 7, 8, 17, 53, 127], n)
     of_element = rng.normal(size=(2, 128, f))
@@ -283,21 +281,25 @@ def test_few_functions_make_the_filters() -> None:
     delta, slope = np.diff(curves, axis=1), np.gradient(curves, axis=1)
     g, h = slope[:, :-1], slope[:, 1:]
     table = np.stack([curves[:, :-1], g, 3 * delta - 2 * g - h, g + h - 2 * delta]).transpose(2, 0, 1)
-    factors = engine._factorised(table)
-    assert factors is not None
-    made = engine._filters(*factors)
-    assert made["basis"].shape == (256, 32, 4)
-    matrix = sum(made[name].view(np.float16).astype(np.float64) for name in ("high", "low")) * made["scales"][0]
+    made = engine._filters([table])[0]
+    bins, width = made["basis"].shape[:2]
+    assert bins > 1
+    words = made["matrices"].view(np.float16).astype(np.float64).reshape(bins, 6, 2, 32, 2, 4).sum(axis=4)
     lane, tile = np.arange(32), np.arange(2)[:, None]
     columns = 4 * (lane // 4 // 2) + 2 * tile + lane // 4 % 2
     rows = np.stack([2 * (lane % 4), 2 * (lane % 4) + 1, 2 * (lane % 4) + 8, 2 * (lane % 4) + 9], axis=-1)
-    c = np.empty((32, 96))
-    for group, step, j, lane_ in np.ndindex(6, 2, 2, 32):
-        c[16 * step + rows[lane_], 16 * group + columns[j, lane_]] = matrix[group, step, j, lane_]
-    cubics = np.asarray(made["basis"], np.float64).transpose(2, 0, 1) @ c
-    np.testing.assert_allclose(cubics[0], table[:, 0], atol=3e-7 * np.abs(table[:, 0]).max())
-    np.testing.assert_allclose(cubics[1], table[:, 1], atol=1e-6 * np.abs(table[:, 1]).max())
-    assert engine._factorised(np.random.default_rng(0).normal(size=(256, 4, 96))) is None
+    c = np.empty((bins, 16, 96))
+    for group, j, lane_ in np.ndindex(6, 2, 32):
+        c[:, rows[lane_], 16 * group + columns[j, lane_]] = words[:, group, j, lane_] * made["scales"][0]
+    for k in range(bins):
+        here = table[k * engine._step(width) :][:width]
+        cubics = np.asarray(made["basis"][k], np.float64).transpose(2, 0, 1)[:, : len(here)] @ c[k]
+        np.testing.assert_allclose(cubics[0], here[:, 0], atol=3e-7 * np.abs(table[:, 0]).max())
+        np.testing.assert_allclose(cubics[1], here[:, 1], atol=1e-6 * np.abs(table[:, 1]).max())
+    assert len(here) > width - engine._step(width)
+    noise = np.random.default_rng(0).normal(size=(256, 4, 96))
+    assert engine._filters([table, noise]) is None
+    assert engine._of_elements(noise, 48) is None
 
 
 def test_compiles_for_a_gpu() -> None:
@@ -306,7 +308,7 @@ def test_compiles_for_a_gpu() -> None:
         launch.nvrtc()
     except ImportError as error:
         pytest.skip(str(error))
-    made = [engine._message_kernel(name, 128, (64, 2), False, True) for name in ("message", "message_transpose")]
+    made = [engine._message_kernel(name, 128, 585, False, True) for name in ("message", "message_transpose")]
     made += [engine._first_kernel(name, 128, 64, False, 61) for name in ("first_message", "first_transpose")]
     for kernel in made:
         assert f".entry {kernel.name}" in launch.compile_ptx(kernel, 90)

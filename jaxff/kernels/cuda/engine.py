@@ -25,9 +25,11 @@ CHANNELS = range(
 )  # threads for all pairs of a block; shared memory of every GPU from compute capability 8.0
 RANKS = (16, 32, 48, 64)
 VALUES, SLOPES = 1e-7, 1e-6  # of the largest filter, and of the largest slope: what few functions may leave out
-HALF_IS_ENOUGH = 2e-3  # likewise, for what functions add of which one half counts, 11 bits
-FILTERS = ("basis", "high", "low", "scales")  # as the kernels take them
-PAIRS = 64  # that message.cu takes at once
+BINS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16)  # that would cover all distances without overlap
+FUNCTIONS = 16  # in a bin
+MOST_INTERVALS = 0x7FFF  # of arrange.cu
+FILTERS = ("basis", "matrices", "scales")  # as the kernels take them
+PAIRS, GROUP = 64, 8  # that message.cu takes at once, and of how many atoms
 ATOMS = 16  # that tiles.cu takes at once
 ELEMENTS, SLOTS_OF_ELEMENTS = 128, 1024  # of first.cu, and how many slots an atom may have
 ATOMS_OF_WHOLE = 8  # that a block of pairs.cu serves
@@ -44,9 +46,9 @@ def prepare(tree: Params, config: Config) -> dict[str, Any] | None:
     """
     if config.hidden_dim not in CHANNELS:
         return None
-    made = [_factorised(np.asarray(tree[f"interaction_{i}"]["table"])) for i in range(config.num_interactions)]
-    factors = [x for x in made if x is not None]
-    if len(factors) < len(made):
+    tables = [np.asarray(tree[f"interaction_{i}"]["table"], np.float64) for i in range(config.num_interactions)]
+    filters = _filters(tables)
+    if filters is None:
         return None
     model, last = _MODELS[config.architecture], config.num_interactions - 1
     if any(width % 16 for kernel, *_ in tree["read"]["hidden"] for width in kernel.shape):
@@ -57,65 +59,126 @@ def prepare(tree: Params, config: Config) -> dict[str, Any] | None:
         for name, plan in (("backward", model.PLAN), ("backward_lean", model.LEAN))
     }
     return backward | {
-        "filters": [_filters(*x) for x in factors],
-        "first": _of_elements(factors[0].weights, config.hidden_dim),
+        "filters": filters,
+        "first": _of_elements(tables[0], config.hidden_dim),
         "forward": [_matrices(config, model.PLAN.between, w, i > 0) for i, w in enumerate(between)],
         "last": _matrices(config, model.LAST, model.weights(tree, last, True), last > 0),
     }
 
 
-class Factors(NamedTuple):
-    """W(t) = Σ_k B_k(t) C_k: cubics of all B, C; how many times 16 of the functions need both halves of a number."""
+class Curves(NamedTuple):
+    """Values and slopes of filters over all intervals, each divided by its largest."""
 
-    basis: Float[np.ndarray, "T 4 K"]
-    weights: Float[np.ndarray, "K C"]
-    full: int
+    values: Float[np.ndarray, "T C"]
+    slopes: Float[np.ndarray, "T C"]
 
 
-def _factorised(table: Float[np.ndarray, "T 4 C"]) -> Factors | None:
-    """W with the fewest functions that leave less than float32 rounds; None if those are too many.
-
-    The directions C_k are those of most variance of values and slopes over all distances, by importance; B_k are cubics
-    where W are, so that slopes remain those of the values.
-    """
-    table = np.asarray(table, np.float64)
+def _curves(table: Float[np.ndarray, "T 4 C"]) -> Curves:
     heights = [float(np.max(np.abs(table[:, power]))) or 1.0 for power in (0, 1)]
-    values, slopes = (table[:, power] / height for power, height in zip((0, 1), heights, strict=True))
-    thinned = np.concatenate([values[:: max(1, len(table) // 1024)], slopes[:: max(1, len(table) // 1024)]])
-    directions = np.linalg.svd(thinned, full_matrices=False)[2].T
-    left = [[np.max(np.abs(x - x @ d @ d.T)) for x in (values, slopes)] for d in (directions[:, :r] for r in RANKS)]
-    enough = [k for k, (value, slope) in enumerate(left) if value <= VALUES and slope <= SLOPES]
-    if not enough:
-        return None
-    rank = RANKS[enough[0]]
-    full = [max(x) > HALF_IS_ENOUGH for x in left[: enough[0]]].count(True) + 1
-    chosen = np.pad(directions[:, :rank], ((0, 0), (0, max(0, rank - directions.shape[1]))))
-    basis = table @ chosen
+    return Curves(table[:, 0] / heights[0], table[:, 1] / heights[1])
+
+
+def _directions(curves: Curves, rows: slice) -> Float[np.ndarray, "C C"]:
+    """Those of most variance of values and slopes over some intervals, by importance."""
+    thinned = np.concatenate([x[rows] for x in curves])
+    return np.linalg.svd(thinned, full_matrices=False)[2].T
+
+
+def _left(curves: Curves, directions: Float[np.ndarray, "C K"]) -> bool:
+    """Whether what these directions leave of values and slopes is less than float32 rounds."""
+    left = (np.max(np.abs(x - x @ directions @ directions.T)) for x in curves)
+    return all(x <= allowed for x, allowed in zip(left, (VALUES, SLOPES), strict=True))
+
+
+def _scaled(basis: Float[np.ndarray, "T 4 K"]) -> tuple[Float[np.ndarray, "T 4 K"], Float[np.ndarray, "K"]]:
+    """The functions at most 64 high, and what undoes that."""
     height = np.max(np.abs(basis[:, 0]), axis=0) / 64
     height = np.where(height > 0, height, 1)
-    basis /= height
-    return Factors(basis, (chosen * height).T, full)
+    return basis / height, height
 
 
-def _filters(basis: Float[np.ndarray, "T 4 K"], weights: Float[np.ndarray, "K C"], full: int) -> dict[str, Any]:
-    """Filters as message.cu takes them."""
-    matrix, factor = halves(weights)
-    slope = power_of_two(float(np.max(np.abs(basis[:, 1]))), 64.0)
+class Binned(NamedTuple):
+    """W(t) = Σ_k B_k(t) C_k in each bin of T intervals: cubics of all B, and C."""
+
+    basis: Float[np.ndarray, "bins T 4 16"]
+    weights: Float[np.ndarray, "bins 16 C"]
+
+
+def _binned(table: Float[np.ndarray, "T 4 C"], width: int) -> Binned | None:
+    """W with 16 functions in each bin of `width` intervals, of which the next begins after `_step`; or None.
+
+    B_k are cubics where W are, so that slopes remain those of the values.
+    """
+    columns = table.shape[2]
+    # of all filters at once first, so that little is left to do for each bin
+    ways = _directions(_curves(table), slice(None, None, max(1, len(table) // 1024)))[:, :128]
+    few = table @ ways
+    step, basis, weights = _step(width), [], []
+    for begin in range(0, max(1, len(table) - width + step), step):
+        rows = slice(begin, begin + width)
+        here = _directions(Curves(*(x[rows] for x in _curves(few))), slice(None, None, max(1, width // 128)))
+        chosen = ways @ here[:, :FUNCTIONS]
+        if not _left(Curves(*(x[rows] for x in _curves(table))), chosen):
+            return None
+        chosen = np.pad(chosen, ((0, 0), (0, FUNCTIONS - chosen.shape[1])))
+        functions, height = _scaled(table[rows] @ chosen)
+        basis.append(np.pad(functions, ((0, width - len(functions)), (0, 0), (0, 0))))
+        weights.append((chosen * height).T.reshape(FUNCTIONS, columns))
+    return Binned(np.stack(basis), np.stack(weights))
+
+
+def _step(width: int) -> int:
+    """From a bin's beginning to the next one's: pairs of several atoms mostly find one that all are in."""
+    return max(1, width // 4)
+
+
+def _filters(tables: Sequence[Float[np.ndarray, "T 4 C"]]) -> list[dict[str, Any]] | None:
+    """Filters as message.cu takes them, in bins as wide as all allow; None if narrow ones, too, take many functions."""
+    if any(len(table) >= MOST_INTERVALS for table in tables):
+        return None
+    for bins in BINS:
+        made = []
+        for table in tables:
+            binned = _binned(table, max(1, len(table) // bins))
+            if binned is None:
+                break
+            made.append(binned)
+        else:
+            return [_of_bins(*x) for x in made]
+    return None
+
+
+def _of_bins(basis: Float[np.ndarray, "bins T 4 16"], weights: Float[np.ndarray, "bins 16 C"]) -> dict[str, Any]:
+    bins, functions, columns = weights.shape
+    matrix, factor = halves(weights.transpose(1, 0, 2).reshape(functions, bins * columns))
+    slope = power_of_two(float(np.max(np.abs(basis[:, :, 1]))), 64.0)
     return {
-        "basis": np.ascontiguousarray(basis.transpose(0, 2, 1), np.float32),
-        "high": np.ascontiguousarray(matrix[..., :2]),
-        "low": np.ascontiguousarray(matrix[:, :full, ..., 2:]),
+        "basis": np.ascontiguousarray(basis.transpose(0, 1, 3, 2), np.float32),
+        "matrices": matrix.reshape(bins, columns // 16, 2, 32, 4),
         "scales": np.asarray([factor, slope, 1 / slope], np.float32),
     }
 
 
-def _of_elements(weights: Float[np.ndarray, "K 2F"], f: int) -> dict[str, Any] | None:
-    """What first.cu takes of the first filters besides B; None if a block has fewer warps than it needs."""
-    if len(weights) > f:
+def _of_elements(table: Float[np.ndarray, "T 4 2F"], f: int) -> dict[str, Any] | None:
+    """The first filters as first.cu takes them: W(t) = Σ_k B_k(t) C_k everywhere, with the fewest functions.
+
+    None if those are too many, or if a block has fewer warps than it needs.
+    """
+    curves = _curves(table)
+    directions = _directions(curves, slice(None, None, max(1, len(table) // 1024)))
+    enough = [rank for rank in RANKS if _left(curves, directions[:, :rank])]
+    if not enough or enough[0] > f:
         return None
+    chosen = directions[:, : enough[0]]
+    basis, height = _scaled(table @ np.pad(chosen, ((0, 0), (0, enough[0] - chosen.shape[1]))))
+    weights = np.pad((chosen * height[: chosen.shape[1]]).T, ((0, enough[0] - chosen.shape[1]), (0, 0)))
     parts = weights[:, :f], weights[:, f:]
     matrices, factors = zip(*(halves(x) for x in (*parts, *(x.T for x in parts))), strict=True)
-    return {"matrices": list(matrices), "factors": np.asarray(factors, np.float32)}
+    return {
+        "basis": np.ascontiguousarray(basis.transpose(0, 2, 1), np.float32),
+        "matrices": list(matrices),
+        "factors": np.asarray(factors, np.float32),
+    }
 
 
 def _matrices(config: Config, phases: Sequence[Phase], weights: Any, has_v: bool) -> dict[str, Any]:
@@ -133,27 +196,49 @@ def _matrices(config: Config, phases: Sequence[Phase], weights: Any, has_v: bool
 # --- messages ---
 
 
-def message(sources: Sources, filters: Any, geometry: Geometry) -> tuple[Float[Array, "N F"], Float[Array, "N 3F"]]:
-    """As jaxff.kernels.message.message, with filters as `prepare` makes them."""
+class Arranged(NamedTuple):
+    """A Geometry, and its pairs in the order in which `message` takes them, with the turns."""
+
+    senders: Int[Array, "E"]
+    places: Float[Array, "6 E"]
+    pairs: Float[Array, "6 E"]
+    turns: Array  # words, [groups of atoms, turns, 8]
+
+
+def arranged(geometry: Geometry, num_atoms: int, filters: Any) -> Arranged:
+    """What `message` and its transpose need of the pairs, with filters as `prepare` makes them."""
+    slots = geometry.senders.shape[0] // num_atoms
+    bins, width = filters["basis"].shape[:2]
+    step, groups = _step(width), -(-num_atoms // GROUP)
+    begun = bins if width == step else min(bins, bins * step // (width - step) + 3)  # that eight atoms may go through
+    capacity = slots + 2 * begun
+    defines = ("BIN", width), ("STEP", step), ("BINS", bins)
+    source, shared = launch.read("device.cu", "arrange.cu"), 2 * 4 * GROUP * (slots + 3)
+    kernel = launch.Kernel("arrange", source, defines, 32 * GROUP, shared)
+    shapes = (6, num_atoms * slots), (groups, capacity, GROUP)
+    return Arranged(*geometry, *launch.call(kernel, geometry, (num_atoms, slots, capacity), shapes, groups))
+
+
+def message(sources: Sources, filters: Any, geometry: Any) -> tuple[Float[Array, "N F"], Float[Array, "N 3F"]]:
+    """As jaxff.kernels.message.message, with filters as `prepare` makes them, and an `Arranged` geometry."""
     n, f = sources.a.shape
-    slots = geometry.senders.shape[0] // n
-    kernel = _message_kernel("message", f, _ranks(filters), sources.b is not None, sources.y is not None)
-    arrays = (*geometry, *(filters[name] for name in FILTERS), *_all(sources))
-    ds, dv = launch.call(kernel, arrays, (n, slots), ((n, f), (n, 3 * f)), _blocks(n))
+    kernel = _message_kernel("message", f, filters["basis"].shape[1], sources.b is not None, sources.y is not None)
+    arrays = (geometry.pairs, geometry.turns, *(filters[name] for name in FILTERS), *_all(sources))
+    ds, dv = launch.call(kernel, arrays, _sizes(geometry, n), ((n, f), (n, 3 * f)), _blocks(n))
     return ds, dv
 
 
 def message_transpose(
-    sources: Sources, cotangents: tuple[Float[Array, "N F"], Float[Array, "N 3F"]], filters: Any, geometry: Geometry
+    sources: Sources, cotangents: tuple[Float[Array, "N F"], Float[Array, "N 3F"]], filters: Any, geometry: Any
 ) -> tuple[Sources, Float[Array, "4 E"]]:
-    """As jaxff.kernels.message.message_transpose."""
+    """As jaxff.kernels.message.message_transpose, likewise; anything for pairs that don't count."""
     n, f = sources.a.shape
     e = geometry.senders.shape[0]
     has_b, has_y = sources.b is not None, sources.y is not None
-    kernel = _message_kernel("message_transpose", f, _ranks(filters), has_b, has_y)
-    arrays = (*geometry, *(filters[name] for name in FILTERS), *cotangents, *_all(sources))
+    kernel = _message_kernel("message_transpose", f, filters["basis"].shape[1], has_b, has_y)
+    arrays = (geometry.pairs, geometry.turns, *(filters[name] for name in FILTERS), *cotangents, *_all(sources))
     shapes = (n, f), (n * has_b, f), (n * has_y, 3 * f), (4, e)
-    a, b, y, halves_of_pairs = launch.call(kernel, arrays, (n, e // n), shapes, _blocks(n))
+    a, b, y, halves_of_pairs = launch.call(kernel, arrays, _sizes(geometry, n), shapes, _blocks(n))
     return Sources(a, b if has_b else None, y if has_y else None), halves_of_pairs
 
 
@@ -161,7 +246,7 @@ def filters_of_elements(tree: Params, num_atoms: int, num_pairs: int) -> dict[st
     """The first interaction's filters for first.cu, of what `prepare` makes; None where `message` is to serve."""
     if tree["first"] is None or num_atoms <= SOME_ATOMS or num_pairs > num_atoms * SLOTS_OF_ELEMENTS:
         return None
-    return tree["first"] | {"basis": tree["filters"][0]["basis"]}
+    return tree["first"]
 
 
 def first_message(
@@ -171,7 +256,7 @@ def first_message(
     n, f = sources.a.shape
     slots = geometry.senders.shape[0] // n
     a, b, _ = _all(sources)
-    arrays = (*geometry, numbers, filters["basis"], *filters["matrices"][:2], filters["factors"], a, b)
+    arrays = (*geometry[:2], numbers, filters["basis"], *filters["matrices"][:2], filters["factors"], a, b)
     kernel = _first_kernel("first_message", f, filters["basis"].shape[1], sources.b is not None, slots)
     ds, dv = launch.call(kernel, arrays, (n, slots), ((n, f), (n, 3 * f)), -(-n // ATOMS))
     return ds, dv
@@ -188,7 +273,7 @@ def first_transpose(
     n, f = sources.a.shape
     e = geometry.senders.shape[0]
     a, b, _ = _all(sources)
-    arrays = (*geometry, numbers, filters["basis"], *filters["matrices"][2:], filters["factors"], *cotangents, a, b)
+    arrays = (*geometry[:2], numbers, filters["basis"], *filters["matrices"][2:], filters["factors"], *cotangents, a, b)
     kernel = _first_kernel("first_transpose", f, filters["basis"].shape[1], sources.b is not None, e // n)
     return launch.call(kernel, arrays, (n, e // n), [(4, e)], -(-n // ATOMS))[0]
 
@@ -200,7 +285,7 @@ def whole(pair_bars: Float[Array, "4 E"], geometry: Geometry, num_atoms: int) ->
     source = launch.read("device.cu", "pairs.cu")
     kernel = launch.Kernel("whole", source, defines, 32 * ATOMS_OF_WHOLE, 0)
     blocks = -(-num_atoms // ATOMS_OF_WHOLE)
-    return launch.call(kernel, (*geometry, pair_bars), (num_atoms,), [(4, e)], blocks)[0]
+    return launch.call(kernel, (*geometry[:2], pair_bars), (num_atoms,), [(4, e)], blocks)[0]
 
 
 def _all(sources: Sources) -> tuple[Array, Array, Array]:
@@ -209,13 +294,12 @@ def _all(sources: Sources) -> tuple[Array, Array, Array]:
     return a, a if b is None else b, a if y is None else y
 
 
-def _ranks(filters: Any) -> tuple[int, int]:
-    """How many functions, and how many times 16 of them have both halves."""
-    return filters["basis"].shape[1], filters["low"].shape[1]
+def _sizes(geometry: Arranged, n: int) -> tuple[int, int, int]:
+    return n, geometry.senders.shape[0] // n, geometry.turns.shape[1]
 
 
 def _blocks(n: int) -> int:
-    return min(n, _multiprocessors())
+    return min(-(-n // GROUP), _multiprocessors())
 
 
 @functools.cache
@@ -224,13 +308,12 @@ def _multiprocessors() -> int:
 
 
 @functools.cache
-def _message_kernel(name: str, f: int, ranks: tuple[int, int], has_b: bool, has_y: bool) -> launch.Kernel:
-    rank, full = ranks
-    scalars, vectors, row = -(-f // 32), f // 16, 4 * (rank // 2 + 4)  # warps
-    pairs = 3 * PAIRS * (16 + 4 + 4)
+def _message_kernel(name: str, f: int, width: int, has_b: bool, has_y: bool) -> launch.Kernel:
+    scalars, vectors, row = -(-f // 32), f // 16, 4 * (FUNCTIONS // 2 + 4)  # warps
+    turns = 3 * (PAIRS * (16 + 4 + 4) + 5 * 4 + 12) + 4 * PAIRS * 4
     values = 2 * 2 * PAIRS * row
-    shared = pairs + (values if name == "message" else 2 * values + 2 * (scalars + 4 * vectors) * PAIRS * 4)
-    defines = (("F", f), ("K", rank), ("FULL", full), ("HAS_B", int(has_b)), ("HAS_Y", int(has_y)))
+    shared = turns + (values if name == "message" else 2 * values + 2 * (scalars + 4 * vectors) * PAIRS * 4)
+    defines = (("F", f), ("BIN", width), ("STEP", _step(width)), ("HAS_B", int(has_b)), ("HAS_Y", int(has_y)))
     return launch.Kernel(name, launch.read("device.cu", "message.cu"), defines, 32 * (scalars + vectors), shared)
 
 

@@ -1,0 +1,77 @@
+// The pairs of eight atoms at a time in the order in which message.cu takes them.
+//
+// A filter takes few functions where distances differ little, so a bin is BIN intervals of the table, and another begins
+// every STEP of them. A turn is up to eight pairs of each atom in one bin: the least that no turn had yet is in it, and
+// so are the next of all atoms up to its end.
+// Defined from outside: BIN, STEP, BINS.
+#define GROUP 8
+#define NO_PAIR 0x7fff    // an interval beyond all
+
+__device__ __forceinline__ int over_group(int x, bool largest) {  // of lanes that differ in the lower three bits
+#pragma unroll
+    for (int mask = 1; mask < GROUP; mask *= 2) {
+        int other = as_int(from_lane(as_float(x), mask));
+        x = largest ? max(x, other) : min(x, other);
+    }
+    return x;
+}
+
+// pairs: rows [t, u_xyz, sender, interval and slot] in the order of intervals, those that don't count last.
+// turns: [groups, capacity, GROUP], of each atom: its first pair (16 bits), how many pairs (4), how many times two of
+// the eight atoms at most (3), whether it is their last turn (1), bin (8).
+extern "C" __global__ void __launch_bounds__(32 * GROUP)
+arrange(const int* __restrict__ senders, const float* __restrict__ places, int n, int slots, int capacity,
+        float* __restrict__ pairs, uint32* __restrict__ turns) {
+    SHARED(int, memory);  // interval and slot of each pair, as one number; intervals in order: [GROUP, padded] both
+    int all = n * slots, padded = (slots + 3) / 4 * 4, atom = block() * GROUP + warp();
+    int *mine = memory + warp() * padded, *ordered = mine + GROUP * padded;
+    for (int slot = lane(); slot < padded; slot += 32) {
+        int e = atom * slots + slot;
+        bool counts = atom < n && slot < slots && places[all + e] > 0.f;
+        mine[slot] = (counts ? (int)places[5 * all + e] : NO_PAIR) << 16 | slot;
+    }
+    sync();
+    for (int slot = lane(); slot < padded; slot += 64) {
+        int key[2], rank[2] = {0, 0};
+#pragma unroll
+        for (int i = 0; i < 2; i++) key[i] = slot + 32 * i < padded ? mine[slot + 32 * i] : 0;
+        for (int k = 0; k < padded; k += 4) {
+            int4 other = *(const int4*)(mine + k);
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+                rank[i] += (other.x < key[i]) + (other.y < key[i]) + (other.z < key[i]) + (other.w < key[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            if (slot + 32 * i >= padded) continue;
+            ordered[rank[i]] = key[i] >> 16;
+            if (atom >= n || slot + 32 * i >= slots) continue;
+            int e = atom * slots + slot + 32 * i, to = atom * slots + rank[i];
+            pairs[to] = places[e];
+#pragma unroll
+            for (int k = 1; k < 4; k++) pairs[k * all + to] = places[(k + 1) * all + e];
+            pairs[4 * all + to] = (float)senders[e], pairs[5 * all + to] = as_float(key[i]);
+        }
+    }
+    sync();
+    if (warp()) return;
+    const int* row = memory + (GROUP + lane() % GROUP) * padded;  // four lanes do the same for an atom
+    uint32* turn = turns + block() * capacity * GROUP + lane() % GROUP;
+    int rank = 0;
+    for (bool more = true; more;) {
+        int first = over_group(rank < slots ? row[rank] : NO_PAIR, false), bin = 0, end = rank, after = NO_PAIR;
+        if (first < NO_PAIR) {
+            bin = min(first / STEP, BINS - 1);
+            while (end < slots && row[end] < bin * STEP + BIN) end++;
+            after = over_group(end < slots ? row[end] : NO_PAIR, false);
+        }
+        more = after < NO_PAIR;
+        int chunks = max(1, (over_group(end - rank, true) + 1) / 2), left = (chunks + 3) / 4;
+        for (; left; left--) {
+            int now = (chunks + left - 1) / left, count = min(2 * now, end - rank);
+            bool last = !more && left == 1;
+            if (lane() < GROUP) *turn = rank | count << 16 | now << 20 | (int)last << 23 | bin << 24;
+            turn += GROUP, rank += count, chunks -= now;
+        }
+    }
+}
