@@ -104,21 +104,33 @@ class Binned(NamedTuple):
     weights: Float[np.ndarray, "bins 16 C"]
 
 
-def _binned(table: Float[np.ndarray, "T 4 C"], width: int) -> Binned | None:
+class Reduced(NamedTuple):
+    """A table's curves, and along the directions that matter anywhere: little is left to do for each bin."""
+
+    table: Float[np.ndarray, "T 4 C"]
+    curves: Curves
+    ways: Float[np.ndarray, "C R"]
+    few: Curves
+
+
+def _reduced(table: Float[np.ndarray, "T 4 C"]) -> Reduced:
+    curves = _curves(table)
+    ways = _directions(curves, slice(None, None, max(1, len(table) // 1024)))[:, :96]
+    return Reduced(table, curves, ways, Curves(*(x @ ways for x in curves)))
+
+
+def _binned(reduced: Reduced, width: int) -> Binned | None:
     """W with 16 functions in each bin of `width` intervals, of which the next begins after `_step`; or None.
 
     B_k are cubics where W are, so that slopes remain those of the values.
     """
-    columns = table.shape[2]
-    # of all filters at once first, so that little is left to do for each bin
-    ways = _directions(_curves(table), slice(None, None, max(1, len(table) // 1024)))[:, :128]
-    few = table @ ways
-    step, basis, weights = _step(width), [], []
+    table, curves, ways, few = reduced
+    columns, step, basis, weights = table.shape[2], _step(width), [], []
     for begin in range(0, max(1, len(table) - width + step), step):
         rows = slice(begin, begin + width)
-        here = _directions(Curves(*(x[rows] for x in _curves(few))), slice(None, None, max(1, width // 128)))
+        here = _directions(few, slice(begin, begin + width, max(1, width // 64)))
         chosen = ways @ here[:, :FUNCTIONS]
-        if not _left(Curves(*(x[rows] for x in _curves(table))), chosen):
+        if not _left(Curves(*(x[rows] for x in curves)), chosen):
             return None
         chosen = np.pad(chosen, ((0, 0), (0, FUNCTIONS - chosen.shape[1])))
         functions, height = _scaled(table[rows] @ chosen)
@@ -136,10 +148,11 @@ def _filters(tables: Sequence[Float[np.ndarray, "T 4 C"]]) -> list[dict[str, Any
     """Filters as message.cu takes them, in bins as wide as all allow; None if narrow ones, too, take many functions."""
     if any(len(table) >= MOST_INTERVALS for table in tables):
         return None
+    all_reduced = [_reduced(table) for table in tables]
     for bins in BINS:
         made = []
-        for table in tables:
-            binned = _binned(table, max(1, len(table) // bins))
+        for reduced in all_reduced:
+            binned = _binned(reduced, max(1, len(reduced.table) // bins))
             if binned is None:
                 break
             made.append(binned)
