@@ -107,6 +107,7 @@ inline uint32 lanes_where(bool so) {
     sync_warp();
     return r;
 }
+inline int ones(uint32 bits) { return __builtin_popcount(bits); }
 inline int lowest(uint32 bits) { return bits ? __builtin_ctz(bits) : -1; }
 inline int as_int(float x) {
     int r;
@@ -119,6 +120,8 @@ inline float as_float(int x) {
     return r;
 }
 inline void max_at(int* x, int y) { *x = std::max(*x, y); }
+inline float reciprocal(float x) { return 1 / x; }
+inline float square_root(float x) { return sqrtf(x); }
 inline uint32 halves(float x, float y) {
     _Float16 h[2] = {(_Float16)x, (_Float16)y};
     uint32 r;

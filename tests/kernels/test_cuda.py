@@ -11,7 +11,7 @@ import pytest
 from ase.build import molecule
 
 from jaxff import kernels, load_potential, models
-from jaxff.kernels.cuda import engine, launch
+from jaxff.kernels.cuda import engine, launch, tiles
 from jaxff.kernels.cuda.matrices import halves
 from jaxff.kernels.message import Geometry, Sources
 from jaxff.ops import accumulate_forces
@@ -300,6 +300,24 @@ def test_few_functions_make_the_filters() -> None:
     noise = np.random.default_rng(0).normal(size=(256, 4, 96))
     assert engine._filters([table, noise]) is None
     assert engine._of_elements(noise, 48) is None
+
+
+def test_fewer_rows_wait() -> None:
+    """Before a product comes what leaves fewer rows to remember; each needed equation once, after what it reads."""
+    on = tiles._Tile(32)
+
+    def run(x: Any, y: Any, scale: Any, kernel: Any) -> Any:
+        a, b, c, _ = (on.product(z, kernel) for z in (x, y, x, y))
+        return c + on.entry(scale, 0, 0) * (a * b)
+
+    row, others = (
+        jax.ShapeDtypeStruct((16, 32), jnp.float32),
+        [jax.ShapeDtypeStruct((n, n), jnp.float32) for n in (3, 32)],
+    )
+    jaxpr = jax.make_jaxpr(run)(row, row, *others).jaxpr
+    names = [eqn.primitive.name for eqn in tiles._ordered(jaxpr, jaxpr.invars[:2])]
+    product = "tile_product"
+    assert names == [product, product, "mul", product, "tile_entry", "mul", "add"]
 
 
 def test_compiles_for_a_gpu() -> None:

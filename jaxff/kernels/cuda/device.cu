@@ -7,17 +7,31 @@ __device__ __forceinline__ int thread() { return threadIdx.x; }
 __device__ __forceinline__ int block() { return blockIdx.x; }
 __device__ __forceinline__ int blocks() { return gridDim.x; }
 __device__ __forceinline__ void sync() { __syncthreads(); }
+__device__ __forceinline__ void sync_warp() { __syncwarp(); }
 __device__ __forceinline__ float from_lane(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 __device__ __forceinline__ int of_lane(int x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
 __device__ __forceinline__ float of_lane(float x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
 // a bit for each lane where it is so
 __device__ __forceinline__ uint32 lanes_where(bool so) { return __ballot_sync(0xffffffffu, so); }
+__device__ __forceinline__ int ones(uint32 bits) { return __popc(bits); }
 // the place of the lowest bit; -1 of 0
 __device__ __forceinline__ int lowest(uint32 bits) { return __ffs(bits) - 1; }
 
 __device__ __forceinline__ int as_int(float x) { return __float_as_int(x); }
 __device__ __forceinline__ float as_float(int x) { return __int_as_float(x); }
 __device__ __forceinline__ void max_at(int* x, int y) { atomicMax(x, y); }
+
+// within one unit of the last place
+__device__ __forceinline__ float reciprocal(float x) {
+    float r;
+    asm("rcp.approx.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+__device__ __forceinline__ float square_root(float x) {
+    float r;
+    asm("sqrt.approx.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
 
 // x and y as halves in one word, x in the lower one
 __device__ __forceinline__ uint32 halves(float x, float y) {

@@ -333,7 +333,8 @@ def _message_kernel(name: str, f: int, width: int, has_b: bool, has_y: bool) -> 
 @functools.cache
 def _first_kernel(name: str, f: int, rank: int, has_b: bool, slots: int) -> launch.Kernel:
     sums, rows = 8 * ATOMS * (rank // 2 + 4), 8 * ATOMS * (f // 2 + 4) + 4 * ATOMS * rank + 2 * ATOMS
-    shared = 4 * (sums if name == "first_message" else rows) + 4 * ELEMENTS + ATOMS * slots
+    of_pairs = 4 * ELEMENTS + ATOMS * slots + f // 16 * 16 * (40 + (slots + 7) // 8)
+    shared = 4 * (sums if name == "first_message" else rows) + of_pairs
     defines = (("F", f), ("K", rank), ("HAS_B", int(has_b)))
     return launch.Kernel(name, launch.read("device.cu", "tiles.cu", "first.cu"), defines, 2 * f, shared)
 
@@ -356,7 +357,8 @@ def run_phases(
     arrays = [x for name in inputs for x in _arrays(state[name])]
     arrays += [*sums, *(leaves[k] for k in kernel.read), *on["matrices"], on["factors"]]
     shapes = [(n, width) if width else (n,) for width in kernel.outputs]
-    results = iter(launch.call(_phase_kernel(kernel, f), arrays, (n,), shapes, -(-n // ATOMS)))
+    resident = 1 if n <= ATOMS * _multiprocessors() else 2
+    results = iter(launch.call(_phase_kernel(kernel, f, resident), arrays, (n,), shapes, -(-n // ATOMS)))
     made: Made = {}
     for name, count in zip(_wanted(config, phases), kernel.counts, strict=True):
         rows = [next(results) for _ in range(count)]
@@ -368,11 +370,12 @@ def _arrays(x: Any) -> list[Array]:
     return list(x) if isinstance(x, list) else [x]
 
 
-def _phase_kernel(kernel: tiles.Generated, f: int) -> launch.Kernel:
+def _phase_kernel(kernel: tiles.Generated, f: int, resident: int) -> launch.Kernel:
+    """For so many blocks of a multiprocessor at once."""
     groups, row = f // 16, 4 * (f // 2 + 4)
     shared = ATOMS * (2 * kernel.operands * row + 4 * groups + 4 * len(kernel.products))
     source = launch.read("device.cu", "tiles.cu") + kernel.source
-    return launch.Kernel(tiles.NAME, source, (("F", f),), 32 * groups, shared)
+    return launch.Kernel(tiles.NAME, source, (("F", f), ("RESIDENT", resident)), 32 * groups, shared)
 
 
 def _wanted(config: Config, phases: Sequence[Phase]) -> tuple[str, ...]:

@@ -18,13 +18,18 @@ struct Pairs {
     const float* places;
     const float4* basis;
     int n, slots;
-    unsigned char* elements;  // of these 16 atoms' pairs 1 + z, 0 for pairs that don't count
+    float4* chosen;           // of this warp: t and u of 32 pairs, their intervals, and slots of pairs
     int* sample;              // by element 1 + an atom that has it, 0 where none sends
-    uint32 left[ELEMENTS / 32];
+    unsigned char* elements;  // of these 16 atoms' pairs 1 + z, 0 for pairs that don't count
+    __device__ __forceinline__ int* intervals() const { return (int*)(chosen + 32); }
+    __device__ __forceinline__ unsigned short* chosen_slots() const { return (unsigned short*)(chosen + 40); }
 
     // reads the elements; pair_bars: set to 0 for pairs that don't count
     __device__ Pairs(const int* numbers, const int* s, const float* p, const float4* b, int n, int slots, void* memory, float* pair_bars)
-        : senders(s), places(p), basis(b), n(n), slots(slots), elements((unsigned char*)memory + 4 * ELEMENTS), sample((int*)memory) {
+        : senders(s), places(p), basis(b), n(n), slots(slots) {
+        int each = 40 + (slots + 7) / 8;  // 16 bytes
+        chosen = (float4*)memory + each * warp(), sample = (int*)((float4*)memory + each * GROUPS);
+        elements = (unsigned char*)(sample + ELEMENTS);
         for (int k = thread(); k < ELEMENTS; k += THREADS) sample[k] = 0;
         sync();
         int all = n * slots;
@@ -38,21 +43,15 @@ struct Pairs {
                 for (int row = 0; row < 4; row++) pair_bars[row * all + e] = 0.f;
         }
         sync();
-#pragma unroll
-        for (int k = 0; k < ELEMENTS / 32; k++) left[k] = lanes_where(sample[32 * k + lane()] > 0);
     }
-    // the next element, or -1
-    __device__ __forceinline__ int next() {
-        int z = -1;
-#pragma unroll
-        for (int k = 0; k < ELEMENTS / 32; k++) {
-            bool here = z < 0 && left[k];
-            z = here ? 32 * k + lowest(left[k]) : z;
-            left[k] = here ? left[k] & (left[k] - 1) : left[k];
+    // the next element that sends, or -1
+    __device__ __forceinline__ int after(int z) const {
+        for (int k = (z + 1) / 32; k < ELEMENTS / 32; k++) {
+            uint32 found = lanes_where(32 * k + lane() > z && sample[32 * k + lane()] > 0);
+            if (found) return 32 * k + lowest(found);
         }
-        return z;
+        return -1;
     }
-    __device__ __forceinline__ bool has_more() const { return left[0] | left[1] | left[2] | left[3]; }
 };
 
 struct Some {  // AT_ONCE pairs, some of which may be none: coefficients of B in this lane (zeros for none), t and u
@@ -63,34 +62,40 @@ struct Some {  // AT_ONCE pairs, some of which may be none: coefficients of B in
 // use(Some) for all pairs of an atom whose senders have element z
 template <class Use>
 __device__ __forceinline__ void each(const Pairs& pairs, int local, int z, Use use) {
-    int all = pairs.n * pairs.slots, start = (block() * ATOMS + local) * pairs.slots;
+    int all = pairs.n * pairs.slots, start = (block() * ATOMS + local) * pairs.slots, count = 0;
     for (int begin = 0; begin < pairs.slots; begin += 32) {
         int slot = begin + lane();
         bool mine = slot < pairs.slots && pairs.elements[local * pairs.slots + slot] == z + 1;
-        uint32 left = lanes_where(mine);
-        if (!left) continue;
-        float row[6] = {};
-        if (mine)
-#pragma unroll
-            for (int k = 0; k < 6; k++)
-                if (k != 1) row[k] = pairs.places[k * all + start + slot];
-        while (left) {
+        uint32 lanes = lanes_where(mine);
+        if (mine) pairs.chosen_slots()[count + ones(lanes & ((1u << lane()) - 1))] = (unsigned short)slot;
+        count += ones(lanes);
+    }
+    for (int begin = 0; begin < count; begin += 32) {
+        sync_warp();
+        int slot = begin + lane() < count ? pairs.chosen_slots()[begin + lane()] : -1;
+        if (slot >= 0) {
+            const float* at = pairs.places + start + slot;
+            pairs.chosen[lane()] = make_float4(at[0], at[2 * all], at[3 * all], at[4 * all]);
+            pairs.intervals()[lane()] = (int)at[5 * all];
+        }
+        sync_warp();
+        for (int first = 0; first < min(32, count - begin); first += AT_ONCE) {
             Some some;
+            some.slot = of_lane(slot, first + lane() / (32 / AT_ONCE));
 #pragma unroll
             for (int q = 0; q < AT_ONCE; q++) {
-                int from = left ? lowest(left) : 0, interval = (int)of_lane(row[5], from);
-                if (lane() / (32 / AT_ONCE) == q) some.slot = left ? begin + from : -1;
+                bool is_one = begin + first + q < count;
 #pragma unroll
                 for (int k = 0; k < COLUMNS; k++) {
                     some.c[q][k] = make_float4(0.f, 0.f, 0.f, 0.f);
-                    if (left && 32 * k + lane() < K) some.c[q][k] = pairs.basis[interval * K + 32 * k + lane()];
+                    if (is_one && 32 * k + lane() < K) some.c[q][k] = pairs.basis[pairs.intervals()[first + q] * K + 32 * k + lane()];
                 }
-                some.t_u[q] = make_float4(of_lane(row[0], from), of_lane(row[2], from), of_lane(row[3], from), of_lane(row[4], from));
-                left &= left - 1;
+                some.t_u[q] = is_one ? pairs.chosen[first + q] : make_float4(0.f, 0.f, 0.f, 0.f);
             }
             use(some);
         }
     }
+    sync_warp();
 }
 
 __device__ __forceinline__ Row operator*(const Row& x, const Row& y) {
@@ -115,8 +120,9 @@ first_message(const int* __restrict__ senders, const float* __restrict__ places,
     Row s = {}, v[3] = {};
     float sums[ROUNDS][4][COLUMNS] = {}, shrink = 1.f;  // B is at most 64, a half at most 65504
     while (64.f * slots * shrink > 32768.f) shrink *= 0.5f;
-    for (int z = pairs.next(); z >= 0; z = pairs.next()) {
-        bool vectors = HAS_B || !pairs.has_more();
+    for (int z = pairs.after(-1), next; z >= 0; z = next) {
+        next = pairs.after(z);
+        bool vectors = HAS_B || next < 0;
 #pragma unroll
         for (int m = 0; m < ROUNDS; m++) {
             int local = warp() + m * GROUPS;
@@ -200,28 +206,33 @@ first_transpose(const int* __restrict__ senders, const float* __restrict__ place
 #pragma unroll
     for (int axis = 0; axis < 3; axis++) own[1 + axis] = load_row(here, q, 3 * F, axis * F, F);
     bool vectors = true;
-    for (int z = pairs.next(); z >= 0; z = pairs.next()) {
-        if (thread() < 2 * ATOMS) maxima[thread()] = 0;
+    for (int z = pairs.after(-1); z >= 0; z = pairs.after(z), vectors = HAS_B) {
+        if (thread() < ATOMS * (1 + vectors)) maxima[thread()] = 0;
         sync();
-        Row x[4], of_a = of_element(here, a, pairs, z), of_b = HAS_B ? of_element(here, b, pairs, z) : of_a;
+        Row x = of_element(here, a, pairs, z) * own[0], y[3] = {own[1], own[2], own[3]};
+        if (HAS_B) {
+            Row of_b = of_element(here, b, pairs, z);
 #pragma unroll
-        for (int k = 0; k < 4; k++) EACH x[k].v[i] = k ? HAS_B ? of_b.v[i] * own[k].v[i] : own[k].v[i] : of_a.v[i] * own[k].v[i];
-#pragma unroll
-        for (int k = 0; k < 4; k++) largest(here, maxima + ATOMS * (k > 0), x[k], F);
+            for (int axis = 0; axis < 3; axis++) y[axis] = of_b * y[axis];
+        }
+        largest(here, maxima, F, x);
+        if (vectors) largest(here, maxima + ATOMS, F, y[0], y[1], y[2]);
         sync();
+        Scale of_p(here, maxima), of_q(here, maxima + ATOMS);
+        put_row(here, operands, of_p, x, F);
+        if (vectors)
 #pragma unroll
-        for (int k = 0; k < 4; k++) put_row(here, operands + 2 * k * HALF, maxima + ATOMS * (k > 0), x[k], F);
+            for (int axis = 0; axis < 3; axis++) put_row(here, operands + 2 * (1 + axis) * HALF, of_q, y[axis], F);
         sync();
         Row scalar[1][1];
-        multiply<1, 1, F, 1, K>(here, scalar, operands, maxima, c_a, factors[2]);
+        multiply<1, 1, F, 1, K>(here, scalar, operands, of_p, c_a, factors[2]);
         keep(here, above, scalar[0][0]);
         if (vectors) {
             Row vector[3][1];
-            multiply<3, 1, F, 1, K>(here, vector, operands + 2 * HALF, maxima + ATOMS, c_b, factors[3]);
+            multiply<3, 1, F, 1, K>(here, vector, operands + 2 * HALF, of_q, c_b, factors[3]);
 #pragma unroll
             for (int axis = 0; axis < 3; axis++) keep(here, above + (1 + axis) * K, vector[axis][0]);
         }
-        vectors = HAS_B;
         sync();
         for (int local = warp(); local < ATOMS; local += GROUPS) {
             float g[4][COLUMNS];

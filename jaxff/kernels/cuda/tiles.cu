@@ -3,8 +3,8 @@
 // A lane has four channels of two atoms, g and g + 8, as mma.m16n8k16 leaves a product of two 8-column tiles whose
 // columns were permuted. What is multiplied by a matrix passes through shared memory as sums of two halves, times a
 // power of 2 for each atom that brings its largest number to about 128. Matrices come as two halves, too, times a
-// power of 2, in the order in which lanes read them.
-// Defined from outside: F. The kernel itself is generated (tiles.py).
+// power of 2, in the order in which lanes read them, a step ahead of the products.
+// Defined from outside: F, RESIDENT (blocks of a multiprocessor at once). The kernel itself is generated (tiles.py).
 #define GROUPS (F / 16)  // of channels, a warp for each
 #define ATOMS 16
 #define THREADS (32 * GROUPS)
@@ -54,30 +54,36 @@ __device__ __forceinline__ Row load_shared_row(const Here& h, const float* x, in
     return r;
 }
 
-// the largest number of each atom, into memory that was 0
-__device__ __forceinline__ void largest(const Here& h, int* memory, const Row& r, int width) {
+// the largest number of each atom in some rows, into memory that was 0
+template <class... Rows>
+__device__ __forceinline__ void largest(const Here& h, int* memory, int width, const Rows&... rows) {
 #pragma unroll
     for (int k = 0; k < 2; k++) {
-        float m = fmaxf(fmaxf(fabsf(r.v[4 * k]), fabsf(r.v[4 * k + 1])), fmaxf(fabsf(r.v[4 * k + 2]), fabsf(r.v[4 * k + 3])));
+        float m = 0.f;
+        (..., (m = fmaxf(fmaxf(fmaxf(m, fabsf(rows.v[4 * k])), fmaxf(fabsf(rows.v[4 * k + 1]), fabsf(rows.v[4 * k + 2]))),
+                         fabsf(rows.v[4 * k + 3]))));
         m = fmaxf(m, from_lane(m, 1));
         m = fmaxf(m, from_lane(m, 2));
         if ((lane() & 3) == 0 && h.channel < width) max_at(memory + h.local + 8 * k, as_int(m));
     }
 }
 
-// the power of 2 that brings it to 128..256, and its inverse
-__device__ __forceinline__ int exponent(int largest) {
-    int e = (largest >> 23) & 255;
-    return e < 40 ? 40 : e > 230 ? 230 : e;
-}
-__device__ __forceinline__ float scale(int largest) { return as_float((127 + 7 + 127 - exponent(largest)) << 23); }
-__device__ __forceinline__ float unscale(int largest) { return as_float((exponent(largest) - 7) << 23); }
+// for this lane's two atoms the power of 2 that brings the largest number to 128..256, and its inverse
+struct Scale {
+    int exponent[2];
+    __device__ __forceinline__ Scale(const Here& h, const int* largest) {
+#pragma unroll
+        for (int k = 0; k < 2; k++) exponent[k] = min(max((largest[h.local + 8 * k] >> 23) & 255, 40), 230);
+    }
+    __device__ __forceinline__ float up(int k) const { return as_float((127 + 7 + 127 - exponent[k]) << 23); }
+    __device__ __forceinline__ float down(int k) const { return as_float((exponent[k] - 7) << 23); }
+};
 
-__device__ __forceinline__ void put_row(const Here& h, uint32* operand, const int* memory, const Row& r, int width) {
+__device__ __forceinline__ void put_row(const Here& h, uint32* operand, const Scale& scale, const Row& r, int width) {
     if (h.channel >= width) return;
 #pragma unroll
     for (int k = 0; k < 2; k++) {
-        float s = scale(memory[h.local + 8 * k]);
+        float s = scale.up(k);
         uint32* at = operand + (h.local + 8 * k) * WORDS + h.channel / 2;
         split(s * r.v[4 * k], s * r.v[4 * k + 1], at[0], at[HALF]);
         split(s * r.v[4 * k + 2], s * r.v[4 * k + 3], at[1], at[HALF + 1]);
@@ -87,33 +93,34 @@ __device__ __forceinline__ void put_row(const Here& h, uint32* operand, const in
 // acc += ROWS products of operands with BLOCKS parts of DEPTH channels each, rows of STRIDE words; columns in PARTS parts of WIDTH
 template <int ROWS, int BLOCKS, int DEPTH, int PARTS, int WIDTH, int STRIDE = WORDS>
 __device__ __forceinline__ void accumulate(float (&acc)[ROWS][PARTS][2][4], const uint32* operands, const uint4* matrix) {
-    if (16 * warp() >= WIDTH) return;
-    constexpr int PART = ATOMS * STRIDE;
+    if (16 * warp() >= WIDTH) return;  // never where WIDTH is F; left out there, ptxas moves more about, and spills more
+    constexpr int PART = ATOMS * STRIDE, STEPS = DEPTH / 16;
+    uint4 m[2][2];  // what is in use, what comes next
+    uint32 high[ROWS][4], low[ROWS][4];
 #pragma unroll
-    for (int b = 0; b < BLOCKS; b++)
+    for (int unit = -1; unit < BLOCKS * STEPS * PARTS; unit++) {
+        int next = unit + 1, step = unit / PARTS, p = unit % PARTS;
+        if (next < BLOCKS * STEPS * PARTS)
 #pragma unroll
-        for (int s = 0; s < DEPTH / 16; s++) {
-            uint4 m[PARTS][2];
+            for (int j = 0; j < 2; j++)
+                m[next % 2][j] = matrix[(((next % PARTS * (WIDTH / 16) + warp()) * BLOCKS * STEPS + next / PARTS) * 2 + j) * 32 + lane()];
+        if (unit < 0) continue;
 #pragma unroll
-            for (int p = 0; p < PARTS; p++)
+        for (int r = 0; r < ROWS; r++) {
+            if (p == 0) {
+                const uint32* rows = operands + (r * BLOCKS + step / STEPS) * 2 * PART + 8 * (step % STEPS);
+                load_a(high[r], rows, STRIDE);
+                load_a(low[r], rows + PART, STRIDE);
+            }
 #pragma unroll
-                for (int j = 0; j < 2; j++)
-                    m[p][j] = matrix[(((p * (WIDTH / 16) + warp()) * (BLOCKS * DEPTH / 16) + b * (DEPTH / 16) + s) * 2 + j) * 32 + lane()];
-#pragma unroll
-            for (int r = 0; r < ROWS; r++) {
-                uint32 high[4], low[4];
-                load_a(high, operands + (r * BLOCKS + b) * 2 * PART + 8 * s, STRIDE);
-                load_a(low, operands + (r * BLOCKS + b) * 2 * PART + PART + 8 * s, STRIDE);
-#pragma unroll
-                for (int p = 0; p < PARTS; p++)
-#pragma unroll
-                    for (int j = 0; j < 2; j++) {
-                        mma(acc[r][p][j], low, m[p][j].x, m[p][j].y);
-                        mma(acc[r][p][j], high, m[p][j].z, m[p][j].w);
-                        mma(acc[r][p][j], high, m[p][j].x, m[p][j].y);
-                    }
+            for (int j = 0; j < 2; j++) {
+                const uint4& b = m[unit % 2][j];
+                mma(acc[r][p][j], low[r], b.x, b.y);
+                mma(acc[r][p][j], high[r], b.z, b.w);
+                mma(acc[r][p][j], high[r], b.x, b.y);
             }
         }
+    }
 }
 
 // what a product left in two tiles, times a number for each of the two atoms
@@ -129,11 +136,11 @@ __device__ __forceinline__ Row as_row(const float (&acc)[2][4], float first, flo
 
 // those products, as rows
 template <int ROWS, int BLOCKS, int DEPTH, int PARTS, int WIDTH>
-__device__ __forceinline__ void multiply(const Here& h, Row (&out)[ROWS][PARTS], const uint32* operands, const int* memory,
+__device__ __forceinline__ void multiply(const Here& h, Row (&out)[ROWS][PARTS], const uint32* operands, const Scale& scale,
                                          const uint4* matrix, float factor) {
     float acc[ROWS][PARTS][2][4] = {};
     accumulate<ROWS, BLOCKS, DEPTH, PARTS, WIDTH>(acc, operands, matrix);
-    float first = factor * unscale(memory[h.local]), second = factor * unscale(memory[h.local + 8]);
+    float first = factor * scale.down(0), second = factor * scale.down(1);
 #pragma unroll
     for (int r = 0; r < ROWS; r++)
 #pragma unroll

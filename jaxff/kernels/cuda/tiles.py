@@ -153,7 +153,7 @@ def generate(
         )
     for x in [x for x in stores if x in writer.rows]:  # an input as it is
         writer.lines += [line.format(writer.name(x)) for line in stores.pop(x)]
-    writer.walk(closed.jaxpr, _needed(closed.jaxpr, closed.jaxpr.outvars), stores)
+    writer.walk(_ordered(closed.jaxpr, writer.rows), _needed(closed.jaxpr, closed.jaxpr.outvars), stores)
     counts_out = tuple(1 if key in joined else len(rows) for key, rows in zip(wanted, out, strict=True))
     products = writer.products
     arguments += [f"const float* __restrict__ w{k}" for k in writer.read]
@@ -162,7 +162,7 @@ def generate(
     operands = max((p.rows * p.blocks for p in products), default=0)
     source = "\n    ".join(
         [
-            f'extern "C" __global__ void __launch_bounds__(THREADS, 2) {NAME}({", ".join(arguments)}) {{',
+            f'extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) {NAME}({", ".join(arguments)}) {{',
             "SHARED(uint32, operands);",
             f"float* sums = (float*)(operands + {2 * operands} * HALF);",
             "int* maxima = (int*)(sums + GROUPS * ATOMS);",
@@ -203,7 +203,7 @@ class _Writer:
         self.products: list[Product] = []
         self.read: list[int] = []  # weights that are read as they are
         self.waiting: list[str] = []  # what lies in shared memory
-        self.maxima = ""
+        self.scale = ""  # of that
 
     def name(self, x: Any) -> str:
         """Of a row or number; a row that came from memory is loaded where it is first used."""
@@ -225,9 +225,9 @@ class _Writer:
             self.read.append(index)
         return f"w{index}"
 
-    def walk(self, jaxpr: Any, live: set[Any], stores: dict[Any, list[str]] | None = None) -> None:
+    def walk(self, equations: Sequence[Any], live: set[Any], stores: dict[Any, list[str]] | None = None) -> None:
         """All equations that `live` needs; lines that store a variable follow the one that makes it."""
-        for equation in jaxpr.eqns:
+        for equation in equations:
             if any(x in live for x in equation.outvars):
                 self.write(equation)
                 for x in equation.outvars:
@@ -257,7 +257,7 @@ class _Writer:
     def inline(self, inner: Any, equation: Any) -> None:
         for mine, theirs in zip(inner.invars, equation.invars, strict=True):
             self.names[mine] = self.name(theirs)
-        self.walk(inner, _needed(inner, inner.outvars))
+        self.walk(inner.eqns, _needed(inner, inner.outvars))
         for mine, theirs in zip(equation.outvars, inner.outvars, strict=True):
             self.names[mine] = self.name(theirs)
 
@@ -287,16 +287,17 @@ class _Writer:
         self.products.append(Product(p["rows"], p["blocks"], depth, p["parts"], p["width"], sources))
         names, result = [self.name(x) for x in xs], f"m{index}"
         if names != self.waiting:
-            self.waiting, self.maxima = names, f"maxima + {index} * ATOMS"
-            self.lines += [f"largest(here, {self.maxima}, {x}, {depth});" for x in names]
-            self.lines.append("sync();")
+            self.waiting, self.scale = names, f"scale{index}"
+            maxima = f"maxima + {index} * ATOMS"
+            self.lines += [f"largest(here, {maxima}, {depth}, {', '.join(dict.fromkeys(names))});", "sync();"]
+            self.lines.append(f"Scale {self.scale}(here, {maxima});")
             self.lines += [
-                f"put_row(here, operands + {k} * 2 * HALF, {self.maxima}, {x}, {depth});" for k, x in enumerate(names)
+                f"put_row(here, operands + {k} * 2 * HALF, {self.scale}, {x}, {depth});" for k, x in enumerate(names)
             ]
             self.lines.append("sync();")
         self.lines.append(f"Row {result}[{p['rows']}][{p['parts']}];")
         template = f"{p['rows']}, {p['blocks']}, {depth}, {p['parts']}, {p['width']}"
-        self.lines.append(f"multiply<{template}>(here, {result}, operands, {self.maxima}, p{index}, factors[{index}]);")
+        self.lines.append(f"multiply<{template}>(here, {result}, operands, {self.scale}, p{index}, factors[{index}]);")
         for k, x in enumerate(equation.outvars):
             self.names[x] = f"{result}[{k // p['parts']}][{k % p['parts']}]"
 
@@ -307,10 +308,10 @@ _OPERATIONS = {
     "add": "{0} + {1}",
     "add_any": "{0} + {1}",
     "sub": "{0} - {1}",
-    "div": "{0} / {1}",
+    "div": "{0} * reciprocal({1})",
     "neg": "-{0}",
-    "sqrt": "sqrtf({0})",
-    "logistic": "1.f / (1.f + expf(-{0}))",
+    "sqrt": "square_root({0})",
+    "logistic": "reciprocal(1.f + expf(-{0}))",
     "ne": "{0} != {1} ? 1.f : 0.f",
     "gt": "{0} > {1} ? 1.f : 0.f",
     "select_n": "({0} != 0.f ? {2} : {1})",
@@ -332,3 +333,54 @@ def _needed(jaxpr: Any, outs: Sequence[Any]) -> set[Any]:
         if any(x in live for x in equation.outvars):
             live |= {x for x in equation.invars if not isinstance(x, Literal)}
     return live
+
+
+def _ordered(jaxpr: Any, inputs: Sequence[Any]) -> list[Any]:
+    """The needed equations; before each product those that leave fewer rows to remember until later.
+
+    inputs: rows that are loaded where they are first used.
+    """
+    needed = _needed(jaxpr, jaxpr.outvars)
+    left = [eqn for eqn in jaxpr.eqns if any(x in needed for x in eqn.outvars)]
+    maker = {x: eqn for eqn in left for x in eqn.outvars}
+    done: list[Any] = []
+    held: set[Any] = set()  # rows that were made or loaded
+
+    def rows_of(eqn: Any) -> set[Any]:
+        return {x for x in eqn.invars if _is_row(x)}
+
+    def with_all_before(eqn: Any) -> list[Any] | None:
+        """What is left to do for an equation, with it; None if there is a product among that."""
+        found, stack = [], [eqn]
+        while stack:
+            one = stack.pop()
+            if one.primitive.name == "tile_product":
+                return None
+            if one not in found:
+                found.append(one)
+                before = [x for x in one.invars if not isinstance(x, Literal)]
+                stack += [maker[x] for x in before if x in maker and maker[x] in left]
+        return [one for one in left if one in found]
+
+    def gain(group: list[Any]) -> int:
+        later = {x for eqn in left if eqn not in group for x in rows_of(eqn)}
+        read = {x for eqn in group for x in rows_of(eqn)}
+        made = {x for eqn in group for x in eqn.outvars if _is_row(x)}
+        loaded = {x for x in read if x in inputs and x not in held}
+        return len((read & held) - later) - len((made | loaded) & later)
+
+    def do(group: list[Any]) -> None:
+        for eqn in group:
+            left.remove(eqn)
+            held.update(rows_of(eqn), (x for x in eqn.outvars if _is_row(x)))
+            done.append(eqn)
+
+    while left:
+        if left[0].primitive.name == "tile_product":
+            groups = [group for eqn in left if _is_row(eqn.outvars[0]) and (group := with_all_before(eqn))]
+            best = max(groups, key=gain, default=[])
+            if best and gain(best) > 0:
+                do(best)
+                continue
+        do(left[:1])
+    return done
