@@ -2,6 +2,7 @@
 // for each other. What jaxff/kernels/cuda/device.cu has of a GPU, for a CPU.
 #define JAXFF_HOST
 #include <math.h>
+#include <setjmp.h>
 #include <string.h>
 #include <ucontext.h>
 
@@ -32,9 +33,10 @@ struct uint4 {
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 struct Fiber {
-    ucontext_t context;
+    ucontext_t context;  // to begin
+    jmp_buf place;       // to go on: unlike swapcontext, this asks nothing of the kernel of the system
     std::vector<char> stack;
-    bool done;
+    bool begun, done;
 };
 struct Barrier {
     int waiting = 0, generation = 0;
@@ -61,11 +63,13 @@ inline void next_fiber() {
     for (int k = 1; k <= n; k++) {
         int to = (from + k) % n;
         if (fibers[to].done) continue;
+        if (to == from || _setjmp(fibers[from].place)) return;
         current = to;
-        if (to != from) swapcontext(&fibers[from].context, &fibers[to].context);
-        return;
+        if (fibers[to].begun) _longjmp(fibers[to].place, 1);
+        fibers[to].begun = true;
+        setcontext(&fibers[to].context);
     }
-    swapcontext(&fibers[from].context, &outside);
+    setcontext(&outside);
 }
 inline void wait_at(Barrier& b, int count) {
     int generation = b.generation;
@@ -177,13 +181,13 @@ void run_kernel(void (*kernel)(A...), void** args, int count, int threads, int s
         warps.assign(threads / 32, Barrier()), lanes.assign(threads, Lane()), all = Barrier();
         shared_memory.assign(shared, (char)0x7b);  // not zeros
         for (Fiber& f : fibers) {
-            f.done = false, f.stack.resize(1 << 18);
+            f.begun = f.done = false, f.stack.resize(1 << 18);
             getcontext(&f.context);
             f.context.uc_stack.ss_sp = f.stack.data(), f.context.uc_stack.ss_size = f.stack.size();
             f.context.uc_link = nullptr;
             makecontext(&f.context, enter, 0);
         }
-        current = 0;
+        current = 0, fibers[0].begun = true;
         swapcontext(&outside, &fibers[0].context);
     }
 }
