@@ -77,6 +77,7 @@ def reference(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
     write("frames_300K", [(frame(name, 0.05, seed), "300 K") for name in NAMES for seed in range(3)])
     kinds = {"300 K": 0.03, "1000 K": 0.1, "moved": 0.2}
     write("frames_mixed", [(frame(name, s, i), k) for i, name in enumerate(NAMES) for k, s in kinds.items()])
+    write("frames_mixed_others", [(frame(name, s, 9), k) for name in NAMES[:2] for k, s in kinds.items()])
     write("torsions", [(frame(name, 0.02, i), float(i)) for name in ("CH3CH2OH", "CH3NO2") for i in range(4)])
     (folder / "frequencies.json").write_text(json.dumps({"H2O": [1000.0, 2000.0, 3000.0]}))
     (folder / "reference.json").write_text(json.dumps({"sha256": "0" * 64}))
@@ -168,10 +169,23 @@ def test_figures_from_end_to_end(study: SimpleNamespace, context: Any) -> None:
     assert {"aim_reached", "bar_reached"} <= set(results["torsions"]["headline"][0])
     assert all(row["value"] < 1e-10 for row in results["invariance"]["headline"])
     assert results["uncertainty"]["calibration"]["scale"] == results["calibration"]["calibration"]["scale"] > 0
+    counts = results["uncertainty"]["file"], results["uncertainty"]["frames"]
+    assert counts == ("frames_mixed_others", 6)
+    assert results["uncertainty"]["frames_it_was_chosen_with"]["frames"] == 3 * len(NAMES)
     summary = json.loads((context.output / "summary.json").read_text(encoding="utf-8"))
     assert len(summary) == sum(len(result["headline"]) for result in results.values())
     for name in ("forces", "torsions", "uncertainty"):
         assert (context.output / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_other_molecules_are_all_others(study: SimpleNamespace) -> None:
+    from evaluate.reference import jobs
+
+    drugs = [job for job in jobs(None) if job[0] == "drug"]
+    others = jobs(None, others=True)
+    assert {job[1] for job in others} == {job[1] for job in drugs if not job[3]}
+    assert len(others) == 108
+    assert all(mixed for *_, mixed in others)
 
 
 def test_the_teacher_has_no_error(

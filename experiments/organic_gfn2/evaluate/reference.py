@@ -1,10 +1,13 @@
 """The teacher's side of the comparison, made once: geometries, frequencies, torsions and labelled frames, by seed.
 
     python experiments/organic_gfn2/evaluate/reference.py -o experiments/organic_gfn2/reference --processes 2
+    python experiments/organic_gfn2/evaluate/reference.py -o experiments/organic_gfn2/reference --processes 2 --others
 
 Needs tblite and rdkit; what it leaves behind needs neither. All of the held-out molecules:
 small.h5 (minima), frequencies.json (/cm); drug.h5 (minima), frames_300K.h5 (Langevin dynamics of the teacher itself),
-frames_mixed.h5 (300 to 1000 K, displaced atoms, stretched bonds); torsions.h5 (relaxed scans).
+frames_mixed.h5 (300 to 1000 K, displaced atoms, stretched bonds); torsions.h5 (relaxed scans). With --others, only
+frames_mixed_others.h5, the same kinds of frames of all drug-like molecules that frames_mixed.h5 leaves out, and
+reference_others.json.
 """
 
 from __future__ import annotations
@@ -256,14 +259,19 @@ def _task(job: tuple[str, str, str, bool]) -> tuple[str, str, Any]:
         return kind, name, error
 
 
-def jobs(limit: int | None) -> list[tuple[str, str, str, bool]]:
-    """(set, name, SMILES, whether it is among the mixed frames) of all held-out molecules, the long ones first."""
+def jobs(limit: int | None, others: bool = False) -> list[tuple[str, str, str, bool]]:
+    """(set, name, SMILES, whether it is among the mixed frames) of all held-out molecules, the long ones first.
+
+    others: those drug-like molecules alone that aren't among them, as if they were.
+    """
     made: list[tuple[str, str, str, bool]] = []
     for kind in ("drug", "torsion", "small"):
         chosen = list(molecules(kind).items())
         if limit is not None:
             chosen = sorted(chosen, key=lambda item: len(item[1]))[:limit]
         made += [(kind, name, smiles, i % max(1, len(chosen) // MIXED) == 0) for i, (name, smiles) in enumerate(chosen)]
+    if others:
+        return [(kind, name, smiles, True) for kind, name, smiles, mixed in made if kind == "drug" and not mixed]
     return made
 
 
@@ -273,15 +281,17 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="the reference folder")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--limit", type=int, help="so many molecules of each set, the shortest: for tests")
+    parser.add_argument("--others", action="store_true", help="only frames_mixed_others.h5, beside what is there")
     make(**vars(parser.parse_args()))
 
 
-def make(output: Path, processes: int = 1, limit: int | None = None) -> None:
-    """Fills the folder `output`."""
+def make(output: Path, processes: int = 1, limit: int | None = None, others: bool = False) -> None:
+    """Fills the folder `output`; with `others`, frames_mixed_others.h5 alone."""
     output.mkdir(parents=True, exist_ok=True)
     begin, failed = time.monotonic(), {}
-    todo = jobs(limit)
-    journal = output / "journal.pickle"  # of a run that was ended early: our own file, goes at the end
+    todo = jobs(limit, others)
+    # of a run that was ended early: our own file, goes at the end
+    journal = output / ("journal_others.pickle" if others else "journal.pickle")
     results = _read_journal(journal)
     missing = [job for job in todo if job[:2] not in results]
     with multiprocessing.get_context("spawn").Pool(processes) as pool, journal.open("ab") as file:
@@ -296,13 +306,16 @@ def make(output: Path, processes: int = 1, limit: int | None = None) -> None:
                 file.flush()
     found = {kind: [results[kind, name] for k, name, *_ in todo if k == kind and (kind, name) in results]
              for kind in ("small", "drug", "torsion")}  # fmt: skip
-    files: dict[str, Rows] = {
-        "small": [row for rows, _ in found["small"] for row in rows],
-        "drug": [row for rows, _, _ in found["drug"] for row in rows],
-        "frames_300K": [row for _, rows, _ in found["drug"] for row in rows],
-        "frames_mixed": [row for _, _, rows in found["drug"] for row in rows],
-        "torsions": [row for rows in found["torsion"] for row in rows],
-    }
+    mixed = [row for _, _, rows in found["drug"] for row in rows]
+    files: dict[str, Rows] = {"frames_mixed_others": mixed}
+    if not others:
+        files = {
+            "small": [row for rows, _ in found["small"] for row in rows],
+            "drug": [row for rows, _, _ in found["drug"] for row in rows],
+            "frames_300K": [row for _, rows, _ in found["drug"] for row in rows],
+            "frames_mixed": mixed,
+            "torsions": [row for rows in found["torsion"] for row in rows],
+        }
     versions = make_teacher(TEACHER).versions
     checksums = {}
     for name, rows in files.items():
@@ -310,14 +323,13 @@ def make(output: Path, processes: int = 1, limit: int | None = None) -> None:
         write_hdf5(output / f"{name}.h5", frames, {"teacher": TEACHER, "seed": SEED, "versions": versions},
                    {"about": [about for _, about in rows]})  # fmt: skip
         checksums[name] = checksum(frames)
-    waves = {
-        name: results["small", name][1] for kind, name, *_ in todo if ("small", name) in results and kind == "small"
-    }
-    _write_json(output / "frequencies.json", waves)
+    if not others:
+        waves = {name: results[kind, name][1] for kind, name, *_ in todo if kind == "small" and (kind, name) in results}
+        _write_json(output / "frequencies.json", waves)
     summary = {"teacher": TEACHER, "seed": SEED, "versions": versions, "limit": limit, "left_out": failed,
                "frames": {name: len(rows) for name, rows in files.items()}, "checksums": checksums,
                "sha256": hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()}  # fmt: skip
-    _write_json(output / "reference.json", summary)
+    _write_json(output / ("reference_others.json" if others else "reference.json"), summary)
     journal.unlink()
 
 
