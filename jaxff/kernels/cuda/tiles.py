@@ -153,7 +153,7 @@ def generate(
         )
     for x in [x for x in stores if x in writer.rows]:  # an input as it is
         writer.lines += [line.format(writer.name(x)) for line in stores.pop(x)]
-    writer.walk(_ordered(closed.jaxpr, writer.rows), _needed(closed.jaxpr, closed.jaxpr.outvars), stores)
+    writer.walk(_ordered(closed.jaxpr, writer.rows), stores)
     counts_out = tuple(1 if key in joined else len(rows) for key, rows in zip(wanted, out, strict=True))
     products = writer.products
     arguments += [f"const float* __restrict__ w{k}" for k in writer.read]
@@ -225,13 +225,12 @@ class _Writer:
             self.read.append(index)
         return f"w{index}"
 
-    def walk(self, equations: Sequence[Any], live: set[Any], stores: dict[Any, list[str]] | None = None) -> None:
-        """All equations that `live` needs; lines that store a variable follow the one that makes it."""
+    def walk(self, equations: Sequence[Any], stores: dict[Any, list[str]] | None = None) -> None:
+        """All of them; lines that store a variable follow the one that makes it."""
         for equation in equations:
-            if any(x in live for x in equation.outvars):
-                self.write(equation)
-                for x in equation.outvars:
-                    self.lines += [line.format(self.names[x]) for line in (stores or {}).get(x, [])]
+            self.write(equation)
+            for x in equation.outvars:
+                self.lines += [line.format(self.names[x]) for line in (stores or {}).get(x, [])]
 
     def write(self, equation: Any) -> None:
         kind, out = equation.primitive.name, equation.outvars[0]
@@ -257,7 +256,7 @@ class _Writer:
     def inline(self, inner: Any, equation: Any) -> None:
         for mine, theirs in zip(inner.invars, equation.invars, strict=True):
             self.names[mine] = self.name(theirs)
-        self.walk(inner.eqns, _needed(inner, inner.outvars))
+        self.walk(_needed(inner))
         for mine, theirs in zip(equation.outvars, inner.outvars, strict=True):
             self.names[mine] = self.name(theirs)
 
@@ -326,13 +325,15 @@ def _is_row(x: Any) -> bool:
     return len(x.aval.shape) == 2 and not isinstance(x, Literal)
 
 
-def _needed(jaxpr: Any, outs: Sequence[Any]) -> set[Any]:
-    """All variables that the outputs depend on."""
-    live = {x for x in outs if not isinstance(x, Literal)}
+def _needed(jaxpr: Any) -> list[Any]:
+    """The equations that the outputs depend on."""
+    live = {x for x in jaxpr.outvars if not isinstance(x, Literal)}
+    found = []
     for equation in reversed(jaxpr.eqns):
         if any(x in live for x in equation.outvars):
+            found.append(equation)
             live |= {x for x in equation.invars if not isinstance(x, Literal)}
-    return live
+    return found[::-1]
 
 
 def _ordered(jaxpr: Any, inputs: Sequence[Any]) -> list[Any]:
@@ -340,8 +341,7 @@ def _ordered(jaxpr: Any, inputs: Sequence[Any]) -> list[Any]:
 
     inputs: rows that are loaded where they are first used.
     """
-    needed = _needed(jaxpr, jaxpr.outvars)
-    left = [eqn for eqn in jaxpr.eqns if any(x in needed for x in eqn.outvars)]
+    left = _needed(jaxpr)
     maker = {x: eqn for eqn in left for x in eqn.outvars}
     done: list[Any] = []
     held: set[Any] = set()  # rows that were made or loaded
