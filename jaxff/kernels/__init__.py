@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxff.config import PainnConfig, StudentConfig
 from jaxff.kernels import batches, chain, second_order
-from jaxff.kernels.message import Launch, Route
+from jaxff.kernels.message import SOME_ATOMS, Launch, Route
 from jaxff.models.parameters import Params
 from jaxff.system import Pairs
 
@@ -149,7 +149,7 @@ def _forward(config: Config, *args: Any) -> tuple[Array, Any]:
     """chain.forward(tree, config, numbers, vectors, pairs, launch)."""
 
     def run(launch: Launch, tree: FusedTree, numbers: Array, vectors: Array, pairs: Pairs) -> Any:
-        return chain.forward(tree.fused, config, numbers, vectors, pairs, launch)
+        return chain.forward(tree.fused, config, numbers, vectors, pairs, _of_so_many(launch, tree, numbers))
 
     return _one_or_many(run, config, args[-1], args, MANY)
 
@@ -158,7 +158,7 @@ def _backward(config: Config, *args: Any) -> Float[Array, "E 3"]:
     """chain.backward(tree, config, residuals, numbers, pairs, e_bar, launch)."""
 
     def run(launch: Launch, tree: FusedTree, kept: Any, numbers: Array, pairs: Pairs, e_bar: Array) -> Any:
-        return chain.backward(tree.fused, config, kept, numbers, pairs, e_bar, launch)
+        return chain.backward(tree.fused, config, kept, numbers, pairs, e_bar, _of_so_many(launch, tree, numbers))
 
     return _one_or_many(run, config, args[-2], args, MANY_BACK)
 
@@ -174,8 +174,7 @@ def _one_or_many(
     dense = pairs.layout == "all"
     arrays = Launch(math.gcd(config.hidden_dim, message[0]), message[1], 0, route, dense=dense)
     slots = pairs.mask.shape[-1] // max(1, pairs.num_atoms)
-    by_tensor_cores = cuda and FEW_SLOTS < slots <= MOST_SLOTS
-    launch = arrays._replace(cuda=cuda, lean=cuda, route="cuda" if by_tensor_cores else route)
+    launch = arrays._replace(cuda=cuda, lean=cuda, route=_of_many(route, slots, dense) if cuda else route)
     if route == "native" or pairs.layout != "all" or pairs.num_atoms > FEW_ATOMS:
         return _many(run, launch, arrays, *args)
     few = partial(run, Launch(math.gcd(config.hidden_dim, FEW[0]), FEW[1], PARTS, route, dense=True))
@@ -190,6 +189,19 @@ def _one_or_many(
         return out, jax.tree.map(lambda _: True, out)
 
     return either(*args)
+
+
+def _of_many(route: Route, slots: int, dense: bool) -> Route:
+    """What runs messages of many atoms where CUDA kernels are to be had."""
+    if slots <= FEW_SLOTS:
+        return "molecules" if dense else route
+    return "cuda" if slots <= MOST_SLOTS else route
+
+
+def _of_so_many(launch: Launch, tree: FusedTree, numbers: Array) -> Launch:
+    """The launch; blocks of a few molecules would leave multiprocessors idle."""
+    few = launch.route == "molecules" and len(numbers) <= SOME_ATOMS
+    return launch._replace(route=tree.route) if few else launch
 
 
 def _many(run: Callable[..., Any], launch: Launch, arrays: Launch, *args: Any) -> Any:

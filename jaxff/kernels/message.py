@@ -22,8 +22,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
-# a GPU's Pallas kernels; its CUDA kernels; the CPU's; the Pallas kernels on the CPU, for tests
-Route = Literal["triton", "cuda", "native", "interpret"]
+# a GPU's Pallas kernels; its CUDA kernels, for many pairs or for all of small molecules; the CPU's; the Pallas kernels
+# on the CPU, for tests
+Route = Literal["triton", "cuda", "molecules", "native", "interpret"]
 
 
 SOME_ATOMS, SOME_BACK = 512, (32, 4)  # up to so many: channels and pairs of a program of the message transposed
@@ -90,6 +91,10 @@ def message(
         from jaxff.kernels.cuda import engine
 
         return engine.message(sources, table, geometry)
+    if launch.route == "molecules":
+        from jaxff.kernels.cuda import molecules
+
+        return molecules.message(sources, table, geometry)
     n, f = sources.a.shape
     return pl.pallas_call(
         partial(_message_kernel, Sizes(geometry, n, f, launch)),
@@ -123,6 +128,10 @@ def message_transpose(
         from jaxff.kernels.cuda import engine
 
         return engine.message_transpose(sources, cotangents, table, geometry)
+    if launch.route == "molecules":
+        from jaxff.kernels.cuda import molecules
+
+        return molecules.message_transpose(sources, cotangents, table, geometry)
     n, f = sources.a.shape
     e = geometry.senders.shape[0]
     launch = _of_so_many(launch, n, f)
@@ -155,7 +164,7 @@ def first_transpose(
         from jaxff.kernels.cuda import engine
 
         return engine.first_transpose(sources, cotangents, table, geometry, numbers)
-    if launch.route in ("native", "cuda"):
+    if launch.route in ("native", "cuda", "molecules"):
         return message_transpose(sources, cotangents, table, geometry, launch)[1]
     n, f = sources.a.shape
     launch = _of_so_many(launch, n, f)

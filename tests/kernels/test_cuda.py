@@ -1,6 +1,7 @@
 """The CUDA kernels on a CPU (tests/kernels/emulator.py), or on a GPU where one is, against the models."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import pytest
 from ase.build import molecule
 
 from jaxff import kernels, load_potential, models
-from jaxff.kernels.cuda import engine, launch, tiles
+from jaxff.kernels.cuda import engine, launch, molecules, tiles
 from jaxff.kernels.cuda.matrices import halves
-from jaxff.kernels.message import Geometry, Sources
+from jaxff.kernels.message import Geometry, Launch, Sources, whole
 from jaxff.ops import accumulate_forces
 from jaxff.tabulate import tabulate
 from tests.kernels import GPU, PROGRAMS, emulator
@@ -93,11 +94,22 @@ def smooth_table(rng: np.random.Generator, columns: int) -> Any:
 class RandomPairs:
     """Pairs that some count of, with the filters [count, N, M, F] and their slopes in float64."""
 
-    def __init__(self, rng: np.random.Generator, n: int, slots: int, table: Any, f: int) -> None:
+    def __init__(
+        self, rng: np.random.Generator, n: int, slots: int, table: Any, f: int, molecules: bool = False
+    ) -> None:
+        """molecules: all pairs of molecules of `slots` atoms, alike in both directions."""
         self.senders, self.mask = rng.integers(0, n, (n, slots)), rng.uniform(size=(n, slots)) < 0.8
         self.mask[0] = False
         self.u = rng.normal(size=(3, n, slots))
         x, interval = rng.uniform(size=(n, slots)).astype(np.float32), rng.integers(0, len(table), (n, slots))
+        if molecules:
+            self.senders = np.arange(n)[:, None] // slots * slots + np.arange(slots)
+            square = [z.reshape(-1, slots, slots) for z in (self.mask, x, interval, *self.u)]
+            lower = np.tri(slots, k=-1, dtype=bool)
+            mask, x, interval, *u = (np.where(lower, z, z.swapaxes(1, 2)) for z in square)
+            self.mask = (mask & ~np.eye(slots, dtype=bool)).reshape(n, slots)
+            x, interval = x.reshape(n, slots), interval.reshape(n, slots)
+            self.u = np.stack([np.where(lower, z, -z).reshape(n, slots) for z in u])
         places = np.concatenate([np.stack([x, self.mask]), self.u, interval[None]]).reshape(6, -1)
         self.geometry = Geometry(jnp.asarray(self.senders.reshape(-1), jnp.int32), jnp.asarray(places, jnp.float32))
         x = x.astype(np.float64)[..., None]
@@ -105,6 +117,28 @@ class RandomPairs:
         values, slopes = c0 + x * (c1 + x * (c2 + x * c3)), c1 + x * (2 * c2 + 3 * x * c3)
         self.filters, self.slopes = (
             (z * self.mask[..., None]).reshape(n, slots, -1, f).transpose(2, 0, 1, 3) for z in (values, slopes)
+        )
+
+    def sums(self, a: Any, b: Any, y: Any, p: Any, q: Any) -> tuple[Any, ...]:
+        """Δs, Δv, ā, b̄, ȳ of the sources, which may lack y, and the halves [4, N, M] (jaxff.kernels.message)."""
+        senders, n = self.senders, len(a)
+        (wa, wb, *wc), (sa, sb, *sc) = self.filters, self.slopes
+        vectors = np.einsum("knm,nmf->nkf", self.u, wb * b[senders])
+        along = np.einsum("knm,nmkf->nmf", self.u, q[senders])
+        d = a[:, None] * p[senders] * sa - b[:, None] * along * sb
+        y_bar = None
+        if y is not None:
+            vectors += np.einsum("nmf,nmkf->nkf", wc[0], y[senders])
+            d += np.sum(y[:, None] * q[senders], axis=2) * sc[0]
+            y_bar = np.einsum("nmf,nmkf->nkf", wc[0], q[senders]).reshape(n, -1)
+        u_bar = np.einsum("nmf,nmkf->knm", b[:, None] * wb, q[senders])
+        return (
+            np.sum(wa * a[senders], axis=1),
+            vectors.reshape(n, -1),
+            np.sum(wa * p[senders], axis=1),
+            -np.sum(wb * along, axis=1),
+            y_bar,
+            np.concatenate([d.sum(axis=-1)[None], u_bar]),
         )
 
 
@@ -115,6 +149,12 @@ def single(z: Any) -> Any:
 
 def close(got: Any, expected: Any) -> None:
     np.testing.assert_allclose(got, expected, rtol=0, atol=5e-7 * np.abs(expected).max())
+
+
+def close_where_present(got: Sequence[Any], expected: Sequence[Any]) -> None:
+    for x, wanted in zip(got, expected, strict=True):
+        if x is not None:
+            close(x, wanted)
 
 
 @pytest.mark.parametrize(("has_b", "has_y", "slots"), [(True, True, 70), (False, False, 70), (False, True, 130)])
@@ -131,24 +171,54 @@ def test_messages_of_many_pairs(has_b: bool, has_y: bool, slots: int) -> None:
     ds, dv = engine.message(sources, filters, geometry)
     bars, halves_of_pairs = engine.message_transpose(sources, (single(p), single(q)), filters, geometry)
 
-    senders, u = pairs.senders, pairs.u
-    (wa, wb, *wc), (sa, sb, *sc) = pairs.filters, pairs.slopes
-    b = b if has_b else np.ones_like(b)
-    close(ds, np.sum(wa * a[senders], axis=1))
-    vectors = np.einsum("knm,nmf->nkf", u, wb * b[senders])
-    along = np.einsum("knm,nmkf->nmf", u, q[senders])
-    d = a[:, None] * p[senders] * sa - b[:, None] * along * sb
-    close(bars.a, np.sum(wa * p[senders], axis=1))
-    if has_b:
-        close(bars.b, -np.sum(wb * along, axis=1))
-    if has_y:
-        vectors += np.einsum("nmf,nmkf->nkf", wc[0], y[senders])
-        d += np.sum(y[:, None] * q[senders], axis=2) * sc[0]
-        close(bars.y, np.einsum("nmf,nmkf->nkf", wc[0], q[senders]).reshape(n, -1))
-    close(dv, vectors.reshape(n, -1))
+    *sums, expected_halves = pairs.sums(a, b if has_b else np.ones_like(b), y if has_y else None, p, q)
+    close_where_present((ds, dv, *bars), sums)
     got = np.where(pairs.mask, np.asarray(halves_of_pairs).reshape(4, n, slots), 0)
-    close(got[0], d.sum(axis=-1))
-    close(got[1:], np.einsum("nmf,nmkf->knm", b[:, None] * wb, q[senders]))
+    close(got[0], expected_halves[0])
+    close(got[1:], expected_halves[1:])
+
+
+@pytest.mark.parametrize(
+    ("has_b", "has_y", "f", "size", "plan"),
+    [
+        (True, True, 48, 9, (24, 1, 1)),
+        (False, True, 80, 6, (3, 2, 1)),
+        (True, False, 16, 7, (3, 1, 1)),
+    ],
+)
+def test_messages_within_molecules(
+    has_b: bool, has_y: bool, f: int, size: int, plan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Molecules of an odd and of an even number of atoms, one or more a warp: sums and pairs against float64."""
+    monkeypatch.setattr(molecules, "PLANS", dict.fromkeys(molecules.PLANS, molecules.Plan(*plan)))
+    count, rng = 3, np.random.default_rng(size)
+    n = count * size
+    table = smooth_table(rng, (2 + has_y) * f)
+    pairs = RandomPairs(rng, n, size, table, f, molecules=True)
+    a, b, p = rng.normal(size=(3, n, f))
+    y, q = rng.normal(size=(2, n, 3, f))
+    b = b if has_b else np.ones_like(b)
+    sources = Sources(single(a), single(b) if has_b else None, single(y) if has_y else None)
+    arguments = jnp.asarray(table, jnp.float32), pairs.geometry
+    ds, dv = molecules.message(sources, *arguments)
+    bars, halves_of_pairs = molecules.message_transpose(sources, (single(p), single(q)), *arguments)
+    launched = Launch(f, 1, 0, "molecules", cuda=True, dense=True)
+    got = np.where(pairs.mask, np.asarray(whole(halves_of_pairs, pairs.geometry, n, launched)).reshape(4, n, size), 0)
+
+    *sums, expected_halves = pairs.sums(a, b, y if has_y else None, p, q)
+    close_where_present((ds, dv, *bars), sums)
+    here = expected_halves.reshape(4, count, size, size)
+    there = here.swapaxes(2, 3)
+    close(got[0], (here + there)[0].reshape(n, size))
+    close(got[1:], (there - here)[1:].reshape(3, n, size))
+
+
+def test_molecules_fit_small_gpus() -> None:
+    """Shared memory and threads of a block, for all molecules that these kernels serve."""
+    for slots, (name, plan) in itertools.product(range(1, kernels.FEW_SLOTS + 1), molecules.PLANS.items()):
+        kernel = molecules._of_size(name, 128, slots, plan, True, True)
+        assert kernel.shared <= 99 * 1024
+        assert 32 <= kernel.threads <= 1024
 
 
 @pytest.mark.parametrize(("has_b", "f"), [(True, 48), (False, 64)])
@@ -204,8 +274,9 @@ def test_whole() -> None:
 
 @pytest.mark.parametrize("few_slots", [0, 1000])
 def test_batch(few_slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Molecules under vmap are one larger system; a batch of batches, too."""
+    """Molecules under vmap are one larger system; a batch of batches, too. Messages of systems, or of molecules."""
     monkeypatch.setattr(kernels, "FEW_SLOTS", few_slots)
+    monkeypatch.setattr(kernels, "SOME_ATOMS", 0)
     monkeypatch.setattr(engine, "SOME_ATOMS", few_slots)
     config, tree, fused = prepared("painn+zbl")
     numbers, positions = random_structure(5)
@@ -327,6 +398,7 @@ def test_compiles_for_a_gpu() -> None:
     except ImportError as error:
         pytest.skip(str(error))
     made = [engine._message_kernel(name, 128, 585, False, True) for name in ("message", "message_transpose")]
+    made += [molecules._of_size(name, 128, 21, plan, True, True) for name, plan in molecules.PLANS.items()]
     made += [engine._first_kernel(name, 128, 64, False, 61) for name in ("first_message", "first_transpose")]
     for kernel in made:
         assert f".entry {kernel.name}" in launch.compile_ptx(kernel, 90)

@@ -236,7 +236,7 @@ def message(sources: Sources, filters: Any, geometry: Any) -> tuple[Float[Array,
     """As jaxff.kernels.message.message, with filters as `prepare` makes them, and an `Arranged` geometry."""
     n, f = sources.a.shape
     kernel = _message_kernel("message", f, filters["basis"].shape[1], sources.b is not None, sources.y is not None)
-    arrays = (geometry.pairs, geometry.turns, *(filters[name] for name in FILTERS), *_all(sources))
+    arrays = (geometry.pairs, geometry.turns, *(filters[name] for name in FILTERS), *with_stand_ins(sources))
     ds, dv = launch.call(kernel, arrays, _sizes(geometry, n), ((n, f), (n, 3 * f)), _blocks(n))
     return ds, dv
 
@@ -249,7 +249,13 @@ def message_transpose(
     e = geometry.senders.shape[0]
     has_b, has_y = sources.b is not None, sources.y is not None
     kernel = _message_kernel("message_transpose", f, filters["basis"].shape[1], has_b, has_y)
-    arrays = (geometry.pairs, geometry.turns, *(filters[name] for name in FILTERS), *cotangents, *_all(sources))
+    arrays = (
+        geometry.pairs,
+        geometry.turns,
+        *(filters[name] for name in FILTERS),
+        *cotangents,
+        *with_stand_ins(sources),
+    )
     shapes = (n, f), (n * has_b, f), (n * has_y, 3 * f), (4, e)
     a, b, y, halves_of_pairs = launch.call(kernel, arrays, _sizes(geometry, n), shapes, _blocks(n))
     return Sources(a, b if has_b else None, y if has_y else None), halves_of_pairs
@@ -268,7 +274,7 @@ def first_message(
     """As `message`, for sources that follow from the elements, with `filters_of_elements`."""
     n, f = sources.a.shape
     slots = geometry.senders.shape[0] // n
-    a, b, _ = _all(sources)
+    a, b, _ = with_stand_ins(sources)
     arrays = (*geometry[:2], numbers, filters["basis"], *filters["matrices"][:2], filters["factors"], a, b)
     kernel = _first_kernel("first_message", f, filters["basis"].shape[1], sources.b is not None, slots)
     ds, dv = launch.call(kernel, arrays, (n, slots), ((n, f), (n, 3 * f)), -(-n // ATOMS))
@@ -285,7 +291,7 @@ def first_transpose(
     """As jaxff.kernels.message.first_transpose, likewise; zeros for pairs that don't count."""
     n, f = sources.a.shape
     e = geometry.senders.shape[0]
-    a, b, _ = _all(sources)
+    a, b, _ = with_stand_ins(sources)
     arrays = (*geometry[:2], numbers, filters["basis"], *filters["matrices"][2:], filters["factors"], *cotangents, a, b)
     kernel = _first_kernel("first_transpose", f, filters["basis"].shape[1], sources.b is not None, e // n)
     return launch.call(kernel, arrays, (n, e // n), [(4, e)], -(-n // ATOMS))[0]
@@ -301,7 +307,7 @@ def whole(pair_bars: Float[Array, "4 E"], geometry: Geometry, num_atoms: int) ->
     return launch.call(kernel, (*geometry[:2], pair_bars), (num_atoms,), [(4, e)], blocks)[0]
 
 
-def _all(sources: Sources) -> tuple[Array, Array, Array]:
+def with_stand_ins(sources: Sources) -> tuple[Array, Array, Array]:
     """a, b, y; where one is absent, another array, which the kernel doesn't read."""
     a, b, y = sources
     return a, a if b is None else b, a if y is None else y
