@@ -150,14 +150,15 @@ def _run(
 
 def _first(step: atoms.Step, tree: Params, numbers: Array) -> atoms.Heard:
     """The first message; by elements, where CUDA kernels sum it so."""
-    sources, table = step.model.first_sources(tree, numbers), None
+    table = None
     if step.launch.cuda:
         from jaxff.kernels.cuda import engine
 
         table = engine.filters_of_elements(tree["cuda"], len(numbers), len(step.geometry.senders))
     if table is None:
-        return atoms.Heard(sources, _table(tree, 0, step.launch))
-    return atoms.Heard(sources, table, numbers=numbers)
+        return atoms.Heard(step.model.first_sources(tree, numbers), _table(tree, 0, step.launch))
+    elements = np.arange(tree["embedding"]["table"].shape[0])
+    return atoms.Heard(step.model.first_sources(tree, elements), table, numbers=numbers)
 
 
 def _table(tree: Params, i: int, launch: Launch) -> Any:

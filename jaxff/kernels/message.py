@@ -77,7 +77,8 @@ def message(
     """Δs [N, F] and Δv [N, 3F].
 
     table: [T, 4, 3F] of Wa, Wb, Wc, or [T, 4, 2F] without y; for route "cuda", jaxff.kernels.cuda.engine's.
-    numbers: elements that the sources follow from, where the table is for CUDA kernels that sum by them.
+    numbers: elements of the atoms, where sources are of each element, [Z, F], and the table is for CUDA kernels that
+    sum by them.
     """
     if numbers is not None:
         from jaxff.kernels.cuda import engine

@@ -233,7 +233,7 @@ def test_first_message_by_elements(has_b: bool, f: int) -> None:
     of_element = rng.normal(size=(2, 128, f))
     a, b = of_element[:, numbers]
     p, q = rng.normal(size=(n, f)), rng.normal(size=(n, 3, f))
-    sources = Sources(single(a), single(b) if has_b else None, None)
+    sources = Sources(single(of_element[0]), single(of_element[1]) if has_b else None, None)
     arguments = filters, pairs.geometry, jnp.asarray(numbers, jnp.int32)
     ds, dv = engine.first_message(sources, *arguments)
     got = np.asarray(engine.first_transpose(sources, (single(p), single(q)), *arguments)).reshape(4, n, slots)

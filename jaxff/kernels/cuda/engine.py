@@ -271,8 +271,8 @@ def filters_of_elements(tree: Params, num_atoms: int, num_pairs: int) -> dict[st
 def first_message(
     sources: Sources, filters: Any, geometry: Geometry, numbers: Int[Array, "N"]
 ) -> tuple[Float[Array, "N F"], Float[Array, "N 3F"]]:
-    """As `message`, for sources that follow from the elements, with `filters_of_elements`."""
-    n, f = sources.a.shape
+    """As `message`, for sources of each element, [Z, F], with `filters_of_elements`."""
+    n, f = len(numbers), sources.a.shape[1]
     slots = geometry.senders.shape[0] // n
     a, b, _ = with_stand_ins(sources)
     arrays = (*geometry[:2], numbers, filters["basis"], *filters["matrices"][:2], filters["factors"], a, b)
@@ -289,7 +289,7 @@ def first_transpose(
     numbers: Int[Array, "N"],
 ) -> Float[Array, "4 E"]:
     """As jaxff.kernels.message.first_transpose, likewise; zeros for pairs that don't count."""
-    n, f = sources.a.shape
+    n, f = len(numbers), sources.a.shape[1]
     e = geometry.senders.shape[0]
     a, b, _ = with_stand_ins(sources)
     arrays = (*geometry[:2], numbers, filters["basis"], *filters["matrices"][2:], filters["factors"], *cotangents, a, b)

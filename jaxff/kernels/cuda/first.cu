@@ -19,7 +19,7 @@ struct Pairs {
     const float4* basis;
     int n, slots;
     float4* chosen;           // of this warp: t and u of 32 pairs, their intervals, and slots of pairs
-    int* sample;              // by element 1 + an atom that has it, 0 where none sends
+    int* sending;             // by element, whether one sends
     unsigned char* elements;  // of these 16 atoms' pairs 1 + z, 0 for pairs that don't count
     __device__ __forceinline__ int* intervals() const { return (int*)(chosen + 32); }
     __device__ __forceinline__ unsigned short* chosen_slots() const { return (unsigned short*)(chosen + 40); }
@@ -28,17 +28,17 @@ struct Pairs {
     __device__ Pairs(const int* numbers, const int* s, const float* p, const float4* b, int n, int slots, void* memory, float* pair_bars)
         : senders(s), places(p), basis(b), n(n), slots(slots) {
         int each = 40 + (slots + 7) / 8;  // 16 bytes
-        chosen = (float4*)memory + each * warp(), sample = (int*)((float4*)memory + each * GROUPS);
-        elements = (unsigned char*)(sample + ELEMENTS);
-        for (int k = thread(); k < ELEMENTS; k += THREADS) sample[k] = 0;
+        chosen = (float4*)memory + each * warp(), sending = (int*)((float4*)memory + each * GROUPS);
+        elements = (unsigned char*)(sending + ELEMENTS);
+        for (int k = thread(); k < ELEMENTS; k += THREADS) sending[k] = 0;
         sync();
         int all = n * slots;
         for (int k = thread(); k < ATOMS * slots; k += THREADS) {
             int e = block() * ATOMS * slots + k;
             bool counts = e < all && places[all + e] > 0.f;
-            int sender = counts ? senders[e] : 0, z = counts ? numbers[sender] % ELEMENTS : 0;
+            int z = counts ? numbers[senders[e]] % ELEMENTS : 0;
             elements[k] = counts ? z + 1 : 0;
-            if (counts) sample[z] = sender + 1;  // whichever comes last: all send the same
+            if (counts) sending[z] = 1;
             else if (pair_bars && e < all)
                 for (int row = 0; row < 4; row++) pair_bars[row * all + e] = 0.f;
         }
@@ -47,7 +47,7 @@ struct Pairs {
     // the next element that sends, or -1
     __device__ __forceinline__ int after(int z) const {
         for (int k = (z + 1) / 32; k < ELEMENTS / 32; k++) {
-            uint32 found = lanes_where(32 * k + lane() > z && sample[32 * k + lane()] > 0);
+            uint32 found = lanes_where(32 * k + lane() > z && sending[32 * k + lane()]);
             if (found) return 32 * k + lowest(found);
         }
         return -1;
@@ -104,11 +104,9 @@ __device__ __forceinline__ Row operator*(const Row& x, const Row& y) {
     return r;
 }
 
-__device__ __forceinline__ Row of_element(const Here& h, const float* x, const Pairs& pairs, int z) {
-    return load_shared_row(h, x + (pairs.sample[z] - 1) * F, 0, F);
-}
+__device__ __forceinline__ Row of_element(const Here& h, const float* x, int z) { return load_shared_row(h, x + z * F, 0, F); }
 
-// b where there is none: not read. Matrices: C of a, C of b; factors undo theirs.
+// a and b of each element, [., F]; b where there is none: not read. Matrices: C of a, C of b; factors undo theirs.
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
 first_message(const int* __restrict__ senders, const float* __restrict__ places, const int* __restrict__ numbers,
               const float4* __restrict__ basis, const uint4* __restrict__ c_a, const uint4* __restrict__ c_b,
@@ -153,7 +151,7 @@ first_message(const int* __restrict__ senders, const float* __restrict__ places,
         sync();
         float scalar[1][1][2][4] = {};
         accumulate<1, 1, K, 1, F, STRIDE>(scalar, operands, c_a);
-        Row x = of_element(here, a, pairs, z) * as_row(scalar[0][0], factors[0] / shrink, factors[0] / shrink);
+        Row x = of_element(here, a, z) * as_row(scalar[0][0], factors[0] / shrink, factors[0] / shrink);
         EACH s.v[i] += x.v[i];
         if (vectors) {
             float vector[3][1][2][4] = {};
@@ -161,7 +159,7 @@ first_message(const int* __restrict__ senders, const float* __restrict__ places,
 #pragma unroll
             for (int axis = 0; axis < 3; axis++) {
                 x = as_row(vector[axis][0], factors[1] / shrink, factors[1] / shrink);
-                if (HAS_B) x = of_element(here, b, pairs, z) * x;
+                if (HAS_B) x = of_element(here, b, z) * x;
                 EACH v[axis].v[i] += x.v[i];
             }
         }
@@ -209,9 +207,9 @@ first_transpose(const int* __restrict__ senders, const float* __restrict__ place
     for (int z = pairs.after(-1); z >= 0; z = pairs.after(z), vectors = HAS_B) {
         if (thread() < ATOMS * (1 + vectors)) maxima[thread()] = 0;
         sync();
-        Row x = of_element(here, a, pairs, z) * own[0], y[3] = {own[1], own[2], own[3]};
+        Row x = of_element(here, a, z) * own[0], y[3] = {own[1], own[2], own[3]};
         if (HAS_B) {
-            Row of_b = of_element(here, b, pairs, z);
+            Row of_b = of_element(here, b, z);
 #pragma unroll
             for (int axis = 0; axis < 3; axis++) y[axis] = of_b * y[axis];
         }
