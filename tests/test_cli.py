@@ -23,6 +23,8 @@ from jaxff.config import PainnConfig, StudentConfig
 from jaxff.loading import load_potential
 from jaxff.models import init_params
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 
 def cli(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])

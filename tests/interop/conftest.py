@@ -44,6 +44,11 @@ def potential(request: pytest.FixtureRequest) -> Potential:
     return random_potential(request.param)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quickly(compile_quickly: None) -> None:
+    """Energies of small systems take longer to compile than to run."""
+
+
 @pytest.fixture
 def lenient_promotion() -> Iterator[None]:
     """jax-md mixes dtypes freely; jaxff doesn't."""

@@ -32,7 +32,7 @@ def _compiled(kernel: Kernel) -> Any:
     run = f'extern "C" void run(void** args, int blocks, int threads, int shared) {{ {call} }}'
     source.write_text("\n".join([(Path(__file__).parent / "host.h").read_text(), kernel.source, run]))
     defines = [f"-D{name}={value}" for name, value in kernel.defines]
-    command = [COMPILER, "-O1", "-std=c++17", "-shared", "-fPIC", "-w", *defines, str(source), "-o", str(library)]
+    command = [COMPILER, "-O0", "-std=c++17", "-shared", "-fPIC", "-w", *defines, str(source), "-o", str(library)]
     subprocess.run(command, check=True)
     return ctypes.CDLL(str(library)).run
 

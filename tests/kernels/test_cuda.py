@@ -48,7 +48,7 @@ def energies_and_forces(module: Any, tree: Any, config: Any, numbers: Any, vecto
         e = module.atomic_energies(tree, config, numbers, r, pairs)
         return jnp.sum(weights * e), e
 
-    gradients, e = jax.grad(energies, has_aux=True)(vectors)
+    gradients, e = jax.jit(jax.grad(energies, has_aux=True))(vectors)
     return e, accumulate_forces(gradients, pairs)
 
 

@@ -87,6 +87,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(file: Path, made: dict[Any, Steps], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run without interruption; each compiled function was compiled once."""
     folder = tmp_path_factory.mktemp("run")
+    made.clear()  # of runs that came before
     result = train(settings(file), folder)
     assert (result.status, result.step) == ("completed", STEPS)
     (steps,) = made.values()
