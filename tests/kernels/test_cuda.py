@@ -181,9 +181,9 @@ def test_messages_of_many_pairs(has_b: bool, has_y: bool, slots: int) -> None:
 @pytest.mark.parametrize(
     ("has_b", "has_y", "f", "size", "plan"),
     [
-        (True, True, 48, 9, (24, 1, 1)),
-        (False, True, 80, 6, (3, 2, 1)),
-        (True, False, 16, 7, (3, 1, 1)),
+        (True, True, 48, 9, (24, 1, 1024)),
+        (False, True, 80, 6, (3, 2, 1024)),
+        (True, False, 16, 7, (3, 1, 1024)),
     ],
 )
 def test_messages_within_molecules(

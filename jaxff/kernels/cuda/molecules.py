@@ -13,15 +13,17 @@ from jaxff.kernels.message import Geometry, Sources, total
 
 
 class Plan(NamedTuple):
-    """Warps of a block and channels of a lane, at most; for how many blocks of a multiprocessor registers must do."""
+    """Warps of a block and channels of a lane, at most; for how many threads of a multiprocessor registers must do."""
 
     warps: int
     lane: int
-    resident: int
+    threads: int
 
 
-PLANS = {"molecule_message": Plan(12, 1, 3), "molecule_transpose": Plan(24, 2, 1)}  # the fastest for 4,096 x 21 atoms
+# the fastest for 4,096 x 21 atoms
+PLANS = {"molecule_message": Plan(16, 1, 1152), "molecule_transpose": Plan(24, 2, 768)}
 MOST_SHARED = 99 * 1024  # of a block, on every GPU from compute capability 8.0
+MOST_BLOCKS = 16  # of a multiprocessor, likewise
 
 
 def message(
@@ -63,6 +65,8 @@ def _kernel(name: str, sources: Sources, geometry: Geometry) -> tuple[launch.Ker
 @functools.cache
 def _of_size(name: str, f: int, slots: int, plan: Plan, has_b: bool, has_y: bool) -> launch.Kernel:
     own, sent, back = -(-slots // plan.warps), 1 + has_b + 3 * has_y, name == "molecule_transpose"
+    threads = 32 * -(-slots // own)
+    resident = max(1, min(MOST_BLOCKS, plan.threads // threads))
     rows = 2 * sent + 4 if back else sent + 4
     lane, shared = next(
         (lane, size)
@@ -70,7 +74,7 @@ def _of_size(name: str, f: int, slots: int, plan: Plan, has_b: bool, has_y: bool
         if (size := 4 * slots * (5 * slots + rows * 32 * lane)) <= MOST_SHARED or lane == 1
     )
     defines = (
-        *(("F", f), ("M", slots), ("OWN", own), ("LANE", lane), ("RESIDENT", plan.resident)),
+        *(("F", f), ("M", slots), ("OWN", own), ("LANE", lane), ("RESIDENT", resident)),
         *(("HAS_B", int(has_b)), ("HAS_Y", int(has_y)), ("TRANSPOSE", int(back))),
     )
-    return launch.Kernel(name, launch.read("device.cu", "molecules.cu"), defines, 32 * -(-slots // own), shared)
+    return launch.Kernel(name, launch.read("device.cu", "molecules.cu"), defines, threads, shared)
