@@ -165,8 +165,9 @@ def test_readout(sizes: tuple[int, ...]) -> None:
     assert fits({"read": read}, F) == (len(sizes) > 2)
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize("config", [STUDENT, PAINN], ids=["student", "painn"])
+@pytest.mark.parametrize(
+    ("config", "parts"), [(STUDENT, 1), (STUDENT, 2), (PAINN, 2)], ids=["student-1", "student-2", "painn-2"]
+)
 def test_programs_against_arrays(config: Any, parts: int) -> None:
     """Energies and gradients with unequal weights of the atoms; an isolated atom; at least 16 channels a program."""
     config, tree = prepared(config, 16 * parts)
