@@ -84,18 +84,9 @@ def message(
         from jaxff.kernels.cuda import engine
 
         return engine.first_message(sources, table, geometry, numbers)
-    if launch.route == "native":
-        from jaxff.kernels import native
-
-        return native.message(sources, table, geometry)
-    if launch.route == "cuda":
-        from jaxff.kernels.cuda import engine
-
-        return engine.message(sources, table, geometry)
-    if launch.route == "molecules":
-        from jaxff.kernels.cuda import molecules
-
-        return molecules.message(sources, table, geometry)
+    module = _elsewhere(launch.route)
+    if module is not None:
+        return module.message(sources, table, geometry)
     n, f = sources.a.shape
     return pl.pallas_call(
         partial(_message_kernel, Sizes(geometry, n, f, launch)),
@@ -121,18 +112,9 @@ def message_transpose(
     D = Σ_f a_i p_j Wa' - b_i u·q_j Wb' + y_i·q_j Wc',  U = Σ_f b_i q_j Wb; `whole` joins them to pair gradients.
     Route "native" gives what `whole` would.
     """
-    if launch.route == "native":
-        from jaxff.kernels import native
-
-        return native.message_transpose(sources, cotangents, table, geometry)
-    if launch.route == "cuda":
-        from jaxff.kernels.cuda import engine
-
-        return engine.message_transpose(sources, cotangents, table, geometry)
-    if launch.route == "molecules":
-        from jaxff.kernels.cuda import molecules
-
-        return molecules.message_transpose(sources, cotangents, table, geometry)
+    module = _elsewhere(launch.route)
+    if module is not None:
+        return module.message_transpose(sources, cotangents, table, geometry)
     n, f = sources.a.shape
     e = geometry.senders.shape[0]
     launch = _of_so_many(launch, n, f)
@@ -165,7 +147,7 @@ def first_transpose(
         from jaxff.kernels.cuda import engine
 
         return engine.first_transpose(sources, cotangents, table, geometry, numbers)
-    if launch.route in ("native", "cuda", "molecules"):
+    if _elsewhere(launch.route) is not None:
         return message_transpose(sources, cotangents, table, geometry, launch)[1]
     n, f = sources.a.shape
     launch = _of_so_many(launch, n, f)
@@ -197,6 +179,23 @@ def whole(pair_bars: Float[Array, "4 E"], geometry: Geometry, num_atoms: int, la
     receivers = jnp.arange(e, dtype=jnp.int32) // slots
     reverse = senders * slots + jnp.argmax(valid[senders] == receivers[:, None], axis=1).astype(jnp.int32)
     return _joined(pair_bars, pair_bars[:, reverse])
+
+
+def _elsewhere(route: Route) -> Any:
+    """The module that runs messages by this route, or None where the Pallas kernels here do."""
+    if route == "native":
+        from jaxff.kernels import native
+
+        return native
+    if route == "cuda":
+        from jaxff.kernels.cuda import engine
+
+        return engine
+    if route == "molecules":
+        from jaxff.kernels.cuda import molecules
+
+        return molecules
+    return None
 
 
 def _joined(here: Float[Array, "4 E"], there: Float[Array, "4 E"]) -> Float[Array, "4 E"]:
