@@ -37,10 +37,19 @@ def _compiled(kernel: Kernel) -> Any:
     return ctypes.CDLL(str(library)).run
 
 
-def run(kernel: Kernel, arrays: Sequence[Any], integers: Sequence[int], results: Sequence[Any], blocks: int) -> Any:
-    """What the kernel writes; results are NaN before."""
+def run(
+    kernel: Kernel,
+    arrays: Sequence[Any],
+    integers: Sequence[int],
+    results: Sequence[Any],
+    blocks: int,
+    in_place: Sequence[int] = (),
+) -> Any:
+    """What the kernel writes; results are NaN before, or what the arrays `in_place` hold."""
     inputs = [np.ascontiguousarray(x) for x in arrays]
     outputs = [np.full(x.shape, np.nan, x.dtype) for x in results]
+    for output, k in zip(outputs, in_place, strict=False):
+        output[...] = inputs[k]
     values = [
         *(ctypes.c_void_p(x.ctypes.data) for x in inputs),
         *(ctypes.c_int(x) for x in integers),

@@ -18,6 +18,7 @@
 using std::max;
 using std::min;
 typedef unsigned int uint32;
+typedef unsigned long long uint64;
 struct float4 {
     float x, y, z, w;
 };
@@ -159,6 +160,22 @@ inline void mma(float (&c)[4], const uint32 (&a)[4], uint32 b0, uint32 b1) {
 inline void load_a(uint32 (&a)[4], const uint32* rows, int stride) {
     int g = current % 32 / 4, t = current % 4;
     for (int i = 0; i < 4; i++) a[i] = rows[(g + i % 2 * 8) * stride + t + i / 2 * 4];
+}
+inline int swapped(int row, int half) { return half ^ (row >> 2 & 1); }
+inline void load_swapped(uint32 (&a)[4], const uint32* rows) {
+    int g = current % 32 / 4, t = current % 4;
+    for (int i = 0; i < 4; i++) {
+        int row = g + i % 2 * 8;
+        a[i] = rows[row * 8 + swapped(row, i / 2) * 4 + t];
+    }
+}
+inline void barrier_init(uint64* b, int count) { *b = (uint64)count << 32; }
+inline void barrier_arrive(uint64* b) {
+    sync_warp();
+    if (current % 32 == 0) ++*b;
+}
+inline void barrier_wait(const uint64* b, int parity) {
+    while ((uint32)*b / (*b >> 32) % 2 == parity) next_fiber();
 }
 
 static void (*body)();

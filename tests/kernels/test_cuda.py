@@ -157,10 +157,19 @@ def close_where_present(got: Sequence[Any], expected: Sequence[Any]) -> None:
             close(x, wanted)
 
 
-@pytest.mark.parametrize(("has_b", "has_y", "slots"), [(True, True, 70), (False, False, 70), (False, True, 130)])
-def test_messages_of_many_pairs(has_b: bool, has_y: bool, slots: int) -> None:
-    """More pairs an atom than a block takes at once, some of which don't count: sums and halves against float64."""
-    n, f, rng = 11, 48, np.random.default_rng(slots)
+@pytest.mark.parametrize(
+    ("has_b", "has_y", "slots", "n", "blocks"),
+    [(True, True, 70, 19, 2), (False, False, 70, 11, 2), (False, True, 130, 11, 1), (True, True, 3, 35, 4)],
+)
+def test_messages_of_many_pairs(
+    has_b: bool, has_y: bool, slots: int, n: int, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More pairs an atom than a block takes at once, or few, some of which don't count, against float64.
+
+    Blocks share groups of atoms, also one of whose turns a block has none.
+    """
+    monkeypatch.setattr(engine, "_multiprocessors", lambda: blocks)
+    f, rng = 48, np.random.default_rng(slots)
     table = smooth_table(rng, (2 + has_y) * f)
     (filters,) = engine._filters([table])
     pairs = RandomPairs(rng, n, slots, table, f)

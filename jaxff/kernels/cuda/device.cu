@@ -1,6 +1,7 @@
 // What the kernels need of a GPU. tests/kernels/host.h has the same for a CPU, where the tests run the kernels.
 #ifndef JAXFF_HOST
 typedef unsigned int uint32;
+typedef unsigned long long uint64;
 #define SHARED(type, name) extern __shared__ __align__(16) type name[]
 
 __device__ __forceinline__ int thread() { return threadIdx.x; }
@@ -54,6 +55,33 @@ __device__ __forceinline__ void load_a(uint32 (&a)[4], const uint32* rows, int s
     uint32 from = (uint32)__cvta_generic_to_shared(rows + (l & 15) * stride + (l >> 4) * 4);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(from) : "memory");
+}
+// of 16 rows of 16 halves that lie without gaps, the two halves of a row where `swapped` says
+__device__ __forceinline__ int swapped(int row, int half) { return half ^ (row >> 2 & 1); }
+__device__ __forceinline__ void load_swapped(uint32 (&a)[4], const uint32* rows) {
+    int l = threadIdx.x & 31;
+    uint32 from = (uint32)__cvta_generic_to_shared(rows + (l & 15) * 8 + swapped(l & 15, l >> 4) * 4);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(from) : "memory");
+}
+
+// A barrier in shared memory at which warps arrive without waiting: its phases end when `count` have arrived.
+__device__ __forceinline__ uint32 place_of(const uint64* b) { return (uint32)__cvta_generic_to_shared(b); }
+__device__ __forceinline__ void barrier_init(uint64* b, int count) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" : : "r"(place_of(b)), "r"(count) : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(uint64* b) {
+    __syncwarp();
+    if ((threadIdx.x & 31) == 0) asm volatile("{.reg .b64 t; mbarrier.arrive.shared.b64 t, [%0];}" : : "r"(place_of(b)) : "memory");
+}
+// until the phase of this parity has ended; the first phase's is 0
+__device__ __forceinline__ void barrier_wait(const uint64* b, int parity) {
+#if __CUDA_ARCH__ >= 900
+#define TRY "mbarrier.try_wait"
+#else
+#define TRY "mbarrier.test_wait"
+#endif
+    asm volatile("{.reg .pred p;\nagain:\n" TRY ".parity.shared.b64 p, [%0], %1;\n@!p bra again;\n}" : : "r"(place_of(b)), "r"(parity) : "memory");
 }
 #endif
 

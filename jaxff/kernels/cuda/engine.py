@@ -190,7 +190,7 @@ def _of_elements(table: Float[np.ndarray, "T 4 2F"], f: int) -> dict[str, Any] |
     return {
         "basis": np.ascontiguousarray(basis.transpose(0, 2, 1), np.float32),
         "matrices": list(matrices),
-        "factors": np.asarray(factors, np.float32),
+        "factors": _unequal(factors),
     }
 
 
@@ -203,7 +203,12 @@ def _matrices(config: Config, phases: Sequence[Phase], weights: Any, has_v: bool
         else:
             matrix = np.concatenate([leaves[k][: p.depth] for k in p.sources])
         made.append(halves(matrix[:, : p.parts * p.width]))
-    return {"matrices": [m for m, _ in made], "factors": np.asarray([f for _, f in made], np.float32)}
+    return {"matrices": [m for m, _ in made], "factors": _unequal([f for _, f in made])}
+
+
+def _unequal(factors: Sequence[float]) -> Float[np.ndarray, "C"]:
+    """They, and a zero: XLA would make an array of equal numbers anew in every step."""
+    return np.asarray([*factors, 0], np.float32)
 
 
 # --- messages ---
@@ -237,7 +242,9 @@ def message(sources: Sources, filters: Any, geometry: Any) -> tuple[Float[Array,
     n, f = sources.a.shape
     kernel = _message_kernel("message", f, filters["basis"].shape[1], sources.b is not None, sources.y is not None)
     arrays = (geometry.pairs, geometry.turns, *(filters[name] for name in FILTERS), *with_stand_ins(sources))
-    ds, dv = launch.call(kernel, arrays, _sizes(geometry, n), ((n, f), (n, 3 * f)), _blocks(n))
+    shapes = (n, f), (n, 3 * f), (_blocks(n) * GROUP, 4 * f)
+    ds, dv, rest = launch.call(kernel, arrays, _sizes(geometry, n), shapes, _blocks(n))
+    ds, dv = _with_rest(rest, (ds, dv))
     return ds, dv
 
 
@@ -256,9 +263,24 @@ def message_transpose(
         *cotangents,
         *with_stand_ins(sources),
     )
-    shapes = (n, f), (n * has_b, f), (n * has_y, 3 * f), (4, e)
-    a, b, y, halves_of_pairs = launch.call(kernel, arrays, _sizes(geometry, n), shapes, _blocks(n))
-    return Sources(a, b if has_b else None, y if has_y else None), halves_of_pairs
+    rest_shape = _blocks(n) * GROUP, (1 + has_b + 3 * has_y) * f
+    shapes = (n, f), (n * has_b, f), (n * has_y, 3 * f), rest_shape, (4, e)
+    a, b, y, rest, halves_of_pairs = launch.call(kernel, arrays, _sizes(geometry, n), shapes, _blocks(n))
+    joined = iter(_with_rest(rest, [x for x in (a, b, y) if x.size]))
+    bars = Sources(next(joined), next(joined) if has_b else None, next(joined) if has_y else None)
+    return bars, halves_of_pairs
+
+
+def _with_rest(rest: Float[Array, "R C"], arrays: Sequence[Array]) -> Sequence[Array]:
+    """The arrays of atoms with what blocks of message.cu left for each other to add, in their memory."""
+    n, blocks = len(arrays[0]), len(rest) // GROUP
+    if -(-n // GROUP) % blocks == 0:
+        return arrays
+    widths = [x.shape[1] for x in arrays] + [0] * (3 - len(arrays))
+    defines = tuple((f"WIDTH_{k}", width) for k, width in enumerate(widths))
+    kernel = launch.Kernel("join", launch.read("device.cu", "join.cu"), defines, 256, 0)
+    shapes = [x.shape for x in arrays]
+    return launch.call(kernel, (rest, *arrays), (n, blocks), shapes, blocks - 1, range(1, 1 + len(arrays)))
 
 
 def filters_of_elements(tree: Params, num_atoms: int, num_pairs: int) -> dict[str, Any] | None:
@@ -328,9 +350,9 @@ def _multiprocessors() -> int:
 
 @functools.cache
 def _message_kernel(name: str, f: int, width: int, has_b: bool, has_y: bool) -> launch.Kernel:
-    scalars, vectors, row = -(-f // 32), f // 16, 4 * (FUNCTIONS // 2 + 4)  # warps
-    turns = 3 * (PAIRS * (16 + 4 + 4) + 5 * 4 + 12) + 4 * PAIRS * 4
-    values = 2 * 2 * PAIRS * row
+    scalars, vectors = -(-f // 32), f // 16  # warps
+    turns = 4 * (PAIRS * (16 + 4) + 8 * 4) + 2 * 8 + (4 + 2) * 2 * PAIRS
+    values = 3 * 2 * PAIRS * 2 * FUNCTIONS
     shared = turns + (values if name == "message" else 2 * values + 2 * (scalars + 4 * vectors) * PAIRS * 4)
     defines = (("F", f), ("BIN", width), ("STEP", _step(width)), ("HAS_B", int(has_b)), ("HAS_Y", int(has_y)))
     return launch.Kernel(name, launch.read("device.cu", "message.cu"), defines, 32 * (scalars + vectors), shared)

@@ -44,14 +44,24 @@ def call(
     integers: Sequence[int],
     results: Sequence[tuple[int, ...]],
     blocks: int,
+    in_place: Sequence[int] = (),
 ) -> list[Array]:
-    """The results (float32, of these shapes) of kernel(*arrays, *integers, *results), in `blocks` blocks."""
+    """The results (float32, of these shapes) of kernel(*arrays, *integers, *results), in `blocks` blocks.
+
+    in_place: the arrays whose memory the results have, in their order, if not memory of their own.
+    """
     shapes = [jax.ShapeDtypeStruct(shape, "float32") for shape in results]
     if emulator is not None:
-        run = functools.partial(emulator, kernel, integers=tuple(integers), results=shapes, blocks=blocks)
+        options = {"integers": tuple(integers), "results": shapes, "blocks": blocks, "in_place": tuple(in_place)}
+        run = functools.partial(emulator, kernel, **options)
         return list(jax.pure_callback(lambda *arrays: run(arrays=arrays), shapes, *arrays))
     return _call.bind(
-        *arrays, kernel=kernel, integers=tuple(integers), results=tuple(map(tuple, results)), blocks=blocks
+        *arrays,
+        kernel=kernel,
+        integers=tuple(integers),
+        results=tuple(map(tuple, results)),
+        blocks=blocks,
+        in_place=tuple(in_place),
     )
 
 
@@ -77,7 +87,9 @@ def why_not() -> str | None:
     return None if capability >= 80 else f"they need compute capability 8.0, and this GPU has {capability / 10}"
 
 
-def _lower(ctx: Any, *arrays: Any, kernel: Kernel, integers: Any, results: Any, blocks: int) -> Any:
+def _lower(
+    ctx: Any, *arrays: Any, kernel: Kernel, integers: Any, results: Any, blocks: int, in_place: tuple[int, ...]
+) -> Any:
     from jaxlib import gpu_triton
 
     capability = gpu_triton.get_compute_capability(0)
@@ -92,7 +104,12 @@ def _lower(ctx: Any, *arrays: Any, kernel: Kernel, integers: Any, results: Any, 
     ]
     launched = gpu_triton.TritonKernelCall(compiled, blocks, 1, 1, parameters)
     config: Any = zlib.compress(launched.to_proto(kernel.name, b""))
-    rule = jax.ffi.ffi_lowering("triton_kernel_call", api_version=2, backend_config=config)
+    rule = jax.ffi.ffi_lowering(
+        "triton_kernel_call",
+        api_version=2,
+        backend_config=config,
+        operand_output_aliases={array: k for k, array in enumerate(in_place)},
+    )
     return rule(ctx, *arrays)
 
 

@@ -15,7 +15,7 @@
 #define GROUP 8                // atoms
 #define PAIRS 64               // of a turn: four times 16, of which rows g and g + 8 are of the g-th atom
 #define K 16                   // functions
-#define STRIDE (K / 2 + 4)     // words of a row of B in shared memory: no two lanes share a bank
+#define STRIDE (K / 2)         // words of a row of B in shared memory, whose halves change places: `swapped`
 #define PART (PAIRS * STRIDE)  // words of B's values, or slopes, in one of their two halves
 #define ROUNDS ((PAIRS * K + THREADS - 1) / THREADS)
 #define ZERO make_float4(0.f, 0.f, 0.f, 0.f)
@@ -38,60 +38,94 @@ __device__ __forceinline__ int channel(int unit) { return 16 * (has(unit) ? grou
 // --- pairs ---
 
 struct Turn {
-    float4 u_t[PAIRS];              // direction and place in the interval
-    int row[PAIRS], sender[PAIRS];  // row of the basis, -1: no pair
-    int chunks, bin, first, last;   // of 16 pairs, 0: no turn; whether the first, last of these atoms
-    int atom;                       // the first of the eight
+    float4 u_t[PAIRS];     // direction and place in the interval
+    int sender[PAIRS];
+    int chunks, bin;       // of 16 pairs, 0: no turn
+    int first, last, cut;  // whether this block's first of these atoms; their last; its last, if that is not theirs
+    int atom, unused[2];   // the first of the eight
 };
 
-// The turns of this block: a thread loads one of a turn's pairs, and before it the word that tells which
+// What warps tell each other: they don't wait until all are through with a turn, but only until all have made B of the
+// next one and the turn after it. So one may still be in the turn before.
+struct Memory {
+    Turn* turn;               // four
+    uint64* answered;         // a barrier for each turn, then one for the end of each
+    short *slot, *interval;   // of pairs: of four turns, of two; -1: no pair
+    uint32* values;           // of three turns [high, low], and likewise of slopes
+    __device__ __forceinline__ Memory(char* memory) {
+        turn = (Turn*)memory, answered = (uint64*)(turn + 4), slot = (short*)(answered + 2), interval = slot + 4 * PAIRS;
+        values = (uint32*)(interval + 2 * PAIRS);
+    }
+    __device__ __forceinline__ uint64* done() const { return answered + 1; }
+    __device__ __forceinline__ Turn& at(int it) const { return turn[it & 3]; }
+    __device__ __forceinline__ short* slots(int it) const { return slot + (it & 3) * PAIRS; }
+    __device__ __forceinline__ short* intervals(int it) const { return interval + (it & 1) * PAIRS; }
+};
+
+// The turns of this block: a thread loads one of a turn's pairs, and before it the word that tells which.
+//
+// Blocks have equal shares of all groups, so that most end within one; what one leaves there for another one to add to
+// (join.cu) goes to `rest`.
 struct Turns {
     const uint32* words;
     const float* pairs;
-    int n, slots, capacity, group, end, turn;
+    int n, slots, capacity, group, turn, end, stop;  // the next turn; the first that is not of this block
+    bool first;                                      // whether it is this block's first of its atoms
     uint32 word;
 
-    __device__ Turns(const uint32* w, const float* p, int atoms, int s, int c) : words(w), pairs(p), n(atoms), slots(s), capacity(c), turn(0) {
-        int groups = (n + GROUP - 1) / GROUP;
-        group = (int)((long long)groups * block() / blocks()), end = (int)((long long)groups * (block() + 1) / blocks());
+    __device__ Turns(const uint32* w, const float* p, int atoms, int s, int c) : words(w), pairs(p), n(atoms), slots(s), capacity(c), first(true) {
+        long long groups = (n + GROUP - 1) / GROUP, from = groups * block(), to = from + groups;
+        group = (int)(from / blocks()), end = (int)(to / blocks());
+        turn = until(group, (int)(from % blocks())), stop = until(end, (int)(to % blocks()));
         read();
     }
+    // the turns in this part, of `blocks()`, of a group
+    __device__ int until(int group, int part) const {
+        if (!part) return 0;
+        uint32 found = 0;
+        int begin = -32;
+        while (!found) {
+            begin += 32;
+            found = lanes_where(words[(group * capacity + min(begin + lane(), capacity - 1)) * GROUP] >> 23 & 1);
+        }
+        return (int)((long long)(begin + lowest(found) + 1) * part / blocks());
+    }
     __device__ __forceinline__ void read() {
-        word = group < end ? words[(group * capacity + turn) * GROUP + thread() % GROUP] : 0;
+        word = group < end || (group == end && turn < stop) ? words[(group * capacity + turn) * GROUP + thread() % GROUP] : 0;
     }
 };
 
 struct Loaded {
     float4 u_t;
-    int row, sender, edge, group, turn;
-    uint32 word;
+    int interval_slot, sender;
 };
 
-__device__ __forceinline__ Loaded load_turn(Turns& turns) {
-    Loaded r = {ZERO, -1, 0, -1, turns.group, turns.turn, turns.word};
-    if (thread() >= PAIRS) return r;
+__device__ __forceinline__ Loaded load_turn(const Turns& turns) {
+    Loaded r = {ZERO, -1, 0};
     int atom = turns.group * GROUP + thread() % GROUP, place = thread() / 16 * 2 + thread() / GROUP % 2;
-    int all = turns.n * turns.slots, bin = turns.word >> 24;
-    if (place < (int)(turns.word >> 16 & 15)) {
+    if (thread() < PAIRS && place < (int)(turns.word >> 16 & 15)) {
+        int all = turns.n * turns.slots;
         const float* from = turns.pairs + atom * turns.slots + (int)(turns.word & 0xffff) + place;
         r.u_t = make_float4(from[all], from[2 * all], from[3 * all], from[0]);
-        int interval_slot = as_int(from[5 * all]);
-        r.row = bin * (BIN - STEP) + (interval_slot >> 16);
-        r.sender = (int)from[4 * all], r.edge = atom * turns.slots + (interval_slot & 0xffff);
+        r.interval_slot = as_int(from[5 * all]), r.sender = (int)from[4 * all];
     }
-    bool last = turns.word >> 23 & 1;
-    turns.group += last, turns.turn = last ? 0 : turns.turn + 1;
-    turns.read();
     return r;
 }
 
-__device__ __forceinline__ void keep_turn(Turn& turn, int* edges, const Loaded& r) {
+// the turn that was loaded; and goes on to the next one
+__device__ __forceinline__ void keep_turn(const Memory& m, int it, const Loaded& r, Turns& turns) {
     int p = thread();
     if (p >= PAIRS) return;
-    turn.u_t[p] = r.u_t, turn.row[p] = r.row, turn.sender[p] = r.sender, edges[p] = r.edge;
-    if (p) return;
-    turn.chunks = r.word >> 20 & 7, turn.bin = r.word >> 24, turn.first = r.turn == 0, turn.last = r.word >> 23 & 1;
-    turn.atom = r.group * GROUP;
+    Turn& turn = m.at(it);
+    turn.u_t[p] = r.u_t, turn.sender[p] = r.sender;
+    m.intervals(it)[p] = (short)(r.interval_slot >> 16), m.slots(it)[p] = r.interval_slot < 0 ? -1 : (short)(r.interval_slot & 0xffff);
+    bool last = turns.word >> 23 & 1;
+    if (p == 0) {
+        turn.chunks = turns.word >> 20 & 7, turn.bin = turns.word >> 24, turn.atom = turns.group * GROUP;
+        turn.first = turns.first, turn.last = last, turn.cut = turns.group == turns.end && turns.turn + 1 == turns.stop;
+    }
+    turns.group += last, turns.turn = last ? 0 : turns.turn + 1, turns.first = last;
+    turns.read();
 }
 
 // --- B of a turn: coefficients are asked for by `ask`, values (and slopes) written by `answer` ---
@@ -100,12 +134,13 @@ struct Asked {
     float4 c[ROUNDS];
 };
 
-__device__ __forceinline__ void ask(Asked& q, const Turn& turn, const float4* basis) {
+__device__ __forceinline__ void ask(Asked& q, const Turn& turn, const short* intervals, const float4* basis) {
+    int pairs = 16 * turn.chunks, begin = turn.bin * (BIN - STEP);
 #pragma unroll
     for (int m = 0; m < ROUNDS; m++) {
-        int p = (thread() + m * THREADS) / K, row = p < 16 * turn.chunks ? turn.row[p] : -1;
+        int p = (thread() + m * THREADS) / K, interval = p < pairs ? intervals[p] : -1;
         q.c[m] = ZERO;
-        if (row >= 0) q.c[m] = basis[row * K + thread() % K];
+        if (interval >= 0) q.c[m] = basis[(begin + interval) * K + thread() % K];
     }
 }
 
@@ -118,12 +153,13 @@ __device__ __forceinline__ void put(uint32* high, uint32* low, int k, float x) {
 
 template <bool SLOPES>
 __device__ __forceinline__ void answer(const Asked& q, const Turn& turn, uint32* b, float slope) {
+    int pairs = 16 * turn.chunks;
 #pragma unroll
     for (int m = 0; m < ROUNDS; m++) {
         int p = (thread() + m * THREADS) / K, k = thread() % K;
-        if (p >= 16 * turn.chunks) continue;
+        if (p >= pairs) continue;
         float t = turn.u_t[p].w;
-        uint32* row = b + p * STRIDE;
+        uint32* row = b + p * STRIDE + swapped(p, k / 8) * 4 - k / 8 * 4;
         put(row, row + PART, k, cubic(q.c[m], t));
         if (SLOPES) put(row + 2 * PART, row + 3 * PART, k, slope * cubic_slope(q.c[m], t));
     }
@@ -131,20 +167,24 @@ __device__ __forceinline__ void answer(const Asked& q, const Turn& turn, uint32*
 
 // two turns, and B of the first
 template <bool SLOPES>
-__device__ __forceinline__ void begin(Turn* turn, int* edges, uint32* values, Turns& turns, const float4* basis, float slope) {
-    for (int k = 0; k < 2; k++) keep_turn(turn[k], edges + k * PAIRS, load_turn(turns));
+__device__ __forceinline__ void begin(const Memory& m, Turns& turns, const float4* basis, float slope) {
+    if (thread() == 0) barrier_init(m.answered, WARPS), barrier_init(m.done(), WARPS);
+    for (int k = 0; k < 2; k++) keep_turn(m, k, load_turn(turns), turns);
     sync();
     Asked asked;
-    ask(asked, turn[0], basis);
-    answer<SLOPES>(asked, turn[0], values, slope);
+    ask(asked, m.at(0), m.intervals(0), basis);
+    answer<SLOPES>(asked, m.at(0), m.values, slope);
     sync();
 }
 
-// the sender of a pair of this lane; of the next turn after the last 16 pairs of this one
-__device__ __forceinline__ int sender(const Turn& now, const Turn& next, int chunk, int r) {
-    const int* from = chunk < now.chunks ? now.sender + 16 * chunk : next.sender;
-    return from[(lane() >> 2) + 8 * r];
-}
+// senders of two pairs of this lane; of the next turn after the last 16 pairs of this one
+struct Senders {
+    int of[2];
+    __device__ __forceinline__ void read(const Turn& now, const Turn& next, int chunk, int chunks) {
+        const int* from = (chunk < chunks ? now.sender + 16 * chunk : next.sender) + (lane() >> 2);
+        of[0] = from[0], of[1] = from[8];
+    }
+};
 
 // --- W of 16 pairs ---
 
@@ -162,6 +202,14 @@ struct Weights {  // C of this warp's units
             }
         }
     }
+    // waits until they are there; nothing: 0, which the compiler must not know
+    __device__ __forceinline__ void arrive(uint32 nothing) {
+#pragma unroll
+        for (int unit = 0; unit < 2; unit++)
+#pragma unroll
+            for (int j = 0; j < 2; j++)
+                c[unit][j].x |= nothing, c[unit][j].y |= nothing, c[unit][j].z |= nothing, c[unit][j].w |= nothing;
+    }
 };
 
 struct Filters {  // by unit, for two pairs, rows g and g + 8 of the 16, and the four channels of this lane
@@ -172,8 +220,8 @@ struct Filters {  // by unit, for two pairs, rows g and g + 8 of the 16, and the
 __device__ __forceinline__ Filters evaluate(const uint32* b, int chunk, const Weights& w) {
     float acc[2][2][4] = {};
     uint32 high[4], low[4];
-    load_a(high, b + 16 * chunk * STRIDE, STRIDE);
-    load_a(low, b + PART + 16 * chunk * STRIDE, STRIDE);
+    load_swapped(high, b + 16 * chunk * STRIDE);
+    load_swapped(low, b + PART + 16 * chunk * STRIDE);
 #pragma unroll
     for (int f = 0; f < 2; f++)
 #pragma unroll
@@ -202,11 +250,17 @@ __device__ __forceinline__ void store_four(float* out, int row, int width, int c
     *(float4*)(out + row * width + channel) = factor * x;
 }
 
-__device__ __forceinline__ void load_scalars(float4 (&x)[2][2], const float* a, const Turn& now, const Turn& next, int chunk) {
+// zeros where a block leaves nothing there
+__device__ __forceinline__ void clear_rest(const Turns& turns, float* rest, int width) {
+    if (block() + 1 < blocks() && !turns.stop)
+        for (int k = thread(); k < GROUP * width; k += THREADS) rest[block() * GROUP * width + k] = 0.f;
+}
+
+__device__ __forceinline__ void load_scalars(float4 (&x)[2][2], const float* a, const Senders& from) {
 #pragma unroll
     for (int r = 0; r < 2; r++)
 #pragma unroll
-        for (int unit = 0; unit < 2; unit++) x[r][unit] = four(a, sender(now, next, chunk, r), F, channel(unit));
+        for (int unit = 0; unit < 2; unit++) x[r][unit] = four(a, from.of[r], F, channel(unit));
 }
 
 // b where there is none, y where there is none: not read
@@ -214,42 +268,50 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 message(const float* __restrict__ pairs, const uint32* __restrict__ words, const float4* __restrict__ basis,
         const uint4* __restrict__ matrices, const float* __restrict__ scales, const float* __restrict__ a,
         const float* __restrict__ b, const float* __restrict__ y, int n, int slots, int capacity, float* __restrict__ ds,
-        float* __restrict__ dv) {
+        float* __restrict__ dv, float* __restrict__ rest) {
     SHARED(char, memory);
-    Turn* turn = (Turn*)memory;
-    int* edges = (int*)(turn + 3);
-    uint32* values = (uint32*)(edges + 4 * PAIRS);  // two turns of [high, low]
+    Memory m(memory);
     Turns turns(words, pairs, n, slots, capacity);
     int g = lane() >> 2;
-    begin<false>(turn, edges, values, turns, basis, 0.f);
+    clear_rest(turns, rest, 4 * F);
+    begin<false>(m, turns, basis, 0.f);
     Weights c;
-    c.load(matrices, turn[0].bin);
+    c.load(matrices, m.at(0).bin);
     float4 sums[3] = {ZERO, ZERO, ZERO};  // of the vectors, or of the scalars of each unit
     float4 scalars[2][2], heard[2][SOURCES + 1];  // of the pairs that come next
-    if (of_scalars()) load_scalars(scalars, a, turn[0], turn[1], 0);
+    Senders from;
+    from.read(m.at(0), m.at(1), 0, 1);
+    if (of_scalars()) load_scalars(scalars, a, from);
     else
-        for (int r = 0; r < 2; r++) load_sources(heard[r], sender(turn[0], turn[1], 0, r), channel(0), b, y);
+        for (int r = 0; r < 2; r++) load_sources(heard[r], from.of[r], channel(0), b, y);
     for (int it = 0;; it++) {
-        const Turn& now = turn[it % 3];
-        const Turn& next = turn[(it + 1) % 3];
-        const uint32* mine = values + (it & 1) * 2 * PART;
-        uint32* other = values + ((it + 1) & 1) * 2 * PART;
-        if (!now.chunks) break;
+        const Turn &now = m.at(it), &next = m.at(it + 1);
+        const uint32* mine = m.values + it % 3 * 2 * PART;
+        int chunks = now.chunks;
+        if (!chunks) break;
+        c.arrive((uint32)chunks >> 8);
         Loaded after = load_turn(turns);
         Asked asked;
-        ask(asked, next, basis);
+        ask(asked, next, m.intervals(it + 1), basis);
+        from.read(now, next, 1, chunks);
+        auto prepare_next = [&] {
+            answer<false>(asked, next, m.values + (it + 1) % 3 * 2 * PART, 0.f);
+            keep_turn(m, it + 2, after, turns);
+            barrier_arrive(m.answered);
+        };
         if (of_scalars()) {
-            for (int chunk = 0; chunk < now.chunks; chunk++) {
+            for (int chunk = 0; chunk < chunks; chunk++) {
                 Filters filter = evaluate(mine, chunk, c);
 #pragma unroll
                 for (int r = 0; r < 2; r++)
 #pragma unroll
                     for (int unit = 0; unit < 2; unit++) sums[unit] = sums[unit] + filter.w[unit][r] * scalars[r][unit];
-                load_scalars(scalars, a, now, next, chunk + 1);
-                if (chunk == min(1, now.chunks - 1)) answer<false>(asked, next, other, 0.f);
+                load_scalars(scalars, a, from);
+                from.read(now, next, chunk + 2, chunks);
+                if (chunk == min(1, chunks - 1)) prepare_next();
             }
         } else {
-            for (int chunk = 0; chunk < now.chunks; chunk++) {
+            for (int chunk = 0; chunk < chunks; chunk++) {
                 Filters filter = evaluate(mine, chunk, c);
 #pragma unroll
                 for (int r = 0; r < 2; r++) {
@@ -260,25 +322,27 @@ message(const float* __restrict__ pairs, const uint32* __restrict__ words, const
                     sums[2] = sums[2] + u.z * w;
 #pragma unroll
                     for (int axis = 0; axis < 3 * HAS_Y; axis++) sums[axis] = sums[axis] + filter.w[1][r] * heard[r][HAS_B + axis];
-                    load_sources(heard[r], sender(now, next, chunk + 1, r), channel(0), b, y);
+                    load_sources(heard[r], from.of[r], channel(0), b, y);
                 }
-                if (chunk == min(1, now.chunks - 1)) answer<false>(asked, next, other, 0.f);
+                from.read(now, next, chunk + 2, chunks);
+                if (chunk == min(1, chunks - 1)) prepare_next();
             }
         }
         if (next.chunks && next.bin != now.bin) c.load(matrices, next.bin);
-        keep_turn(turn[(it + 2) % 3], edges, after);
-        if (now.last) {
-            int atom = now.atom + g;
+        if (now.last || now.cut) {
+            bool here = now.cut || now.atom + g < n;
+            float *to_s = now.cut ? rest : ds, *to_v = now.cut ? rest + F : dv;
+            int atom = now.cut ? block() * GROUP + g : now.atom + g, of_s = now.cut ? 4 * F : F, of_v = now.cut ? 4 * F : 3 * F;
 #pragma unroll
             for (int k = 0; k < 3; k++) {
-                if (atom < n) {
-                    if (!of_scalars()) store_four(dv, atom, 3 * F, channel(0) + k * F, sums[k], scales[0]);
-                    else if (k < 2 && has(k)) store_four(ds, atom, F, channel(k), sums[k], scales[0]);
+                if (here) {
+                    if (!of_scalars()) store_four(to_v, atom, of_v, channel(0) + k * F, sums[k], scales[0]);
+                    else if (k < 2 && has(k)) store_four(to_s, atom, of_s, channel(k), sums[k], scales[0]);
                 }
                 sums[k] = ZERO;
             }
         }
-        sync();
+        barrier_wait(m.answered, it & 1);
     }
 }
 
@@ -306,17 +370,18 @@ __device__ __forceinline__ void keep_share(float* share, int chunk, const float 
 
 // the sums of all warps' shares, of a turn: [D] of each scalars' warp, then [D, U_xyz] of each vectors'
 #define SHARES ((SCALARS + 4 * VECTORS) * PAIRS)
-__device__ __forceinline__ void add_shares(const float* shares, const int* edges, int all, const float* scales, float* pair_bars) {
+__device__ __forceinline__ void add_shares(const float* shares, const Memory& m, int it, int n, int slots, const float* scales, float* pair_bars) {
     for (int k = thread(); k < 4 * PAIRS; k += THREADS) {
-        int edge = edges[k % PAIRS];
-        if (edge < 0) continue;
+        int slot = m.slots(it)[k % PAIRS];
+        if (slot < 0) continue;
         float total = 0.f;
 #pragma unroll
         for (int warp = 0; warp < SCALARS; warp++)
             if (k < PAIRS) total += shares[warp * PAIRS + k];
 #pragma unroll
         for (int warp = 0; warp < VECTORS; warp++) total += shares[(SCALARS + 4 * warp) * PAIRS + k];
-        pair_bars[k / PAIRS * all + edge] = scales[0] * (k < PAIRS ? scales[2] * total : total);
+        int edge = (m.at(it).atom + k % GROUP) * slots + slot;
+        pair_bars[k / PAIRS * (n * slots) + edge] = scales[0] * (k < PAIRS ? scales[2] * total : total);
     }
 }
 
@@ -327,38 +392,53 @@ message_transpose(const float* __restrict__ pairs, const uint32* __restrict__ wo
                   const uint4* __restrict__ matrices, const float* __restrict__ scales, const float* __restrict__ p,
                   const float* __restrict__ q, const float* __restrict__ a, const float* __restrict__ b,
                   const float* __restrict__ y, int n, int slots, int capacity, float* __restrict__ a_bar,
-                  float* __restrict__ b_bar, float* __restrict__ y_bar, float* __restrict__ pair_bars) {
+                  float* __restrict__ b_bar, float* __restrict__ y_bar, float* __restrict__ rest, float* __restrict__ pair_bars) {
     SHARED(char, memory);
-    Turn* turn = (Turn*)memory;
-    int* edges = (int*)(turn + 3);  // of four turns
-    uint32* values = (uint32*)(edges + 4 * PAIRS);  // two turns of [high, low, high of slopes, low of slopes]
-    float* shares = (float*)(values + 8 * PART);    // two of SHARES
+    Memory m(memory);
+    float* shares = (float*)(m.values + 12 * PART);  // two of SHARES
     Turns turns(words, pairs, n, slots, capacity);
     int g = lane() >> 2;
-    begin<true>(turn, edges, values, turns, basis, scales[1]);
+    constexpr int ALL = (1 + SOURCES) * F;  // what an atom has in `rest`
+    clear_rest(turns, rest, ALL);
+    begin<true>(m, turns, basis, scales[1]);
     Weights c;
-    c.load(matrices, turn[0].bin);
+    c.load(matrices, m.at(0).bin);
     float4 own[4], bars[4];                // of b and y, or of a for each unit
     float4 scalars[2][2], vectors[2][3];  // p and q of the pairs that come next
     auto load_vectors = [&](int r, int sender) {
 #pragma unroll
         for (int axis = 0; axis < 3; axis++) vectors[r][axis] = four(q, sender, 3 * F, channel(0) + axis * F);
     };
-    if (of_scalars()) load_scalars(scalars, p, turn[0], turn[1], 0);
+    Senders from;
+    from.read(m.at(0), m.at(1), 0, 1);
+    if (of_scalars()) load_scalars(scalars, p, from);
     else
-        for (int r = 0; r < 2; r++) load_vectors(r, sender(turn[0], turn[1], 0, r));
+        for (int r = 0; r < 2; r++) load_vectors(r, from.of[r]);
     for (int it = 0;; it++) {
-        const Turn& now = turn[it % 3];
-        const Turn& next = turn[(it + 1) % 3];
-        const uint32* mine = values + (it & 1) * 4 * PART;
-        uint32* other = values + ((it + 1) & 1) * 4 * PART;
-        if (it > 0)
-            add_shares(shares + ((it - 1) & 1) * SHARES, edges + ((it - 1) & 3) * PAIRS, n * slots, scales, pair_bars);
-        if (!now.chunks) break;
+        const Turn &now = m.at(it), &next = m.at(it + 1);
+        const uint32* mine = m.values + it % 3 * 4 * PART;
+        int chunks = now.chunks;
+        auto add_shares_before = [&] {
+            if (it == 0) return;
+            barrier_wait(m.done(), (it - 1) & 1);
+            add_shares(shares + ((it - 1) & 1) * SHARES, m, it - 1, n, slots, scales, pair_bars);
+        };
+        if (!chunks) {
+            add_shares_before();
+            break;
+        }
+        c.arrive((uint32)chunks >> 8);
         float* share = shares + (it & 1) * SHARES + (of_scalars() ? warp() : 4 * warp() - 3 * SCALARS) * PAIRS;
         Loaded after = load_turn(turns);
         Asked asked;
-        ask(asked, next, basis);
+        ask(asked, next, m.intervals(it + 1), basis);
+        from.read(now, next, 1, chunks);
+        auto prepare_next = [&] {
+            answer<true>(asked, next, m.values + (it + 1) % 3 * 4 * PART, scales[1]);
+            keep_turn(m, it + 2, after, turns);
+            add_shares_before();
+            barrier_arrive(m.answered);
+        };
         if (now.first) {
             int atom = min(now.atom + g, n - 1);
             if (of_scalars()) own[0] = four(a, atom, F, channel(0)), own[1] = four(a, atom, F, channel(1));
@@ -367,7 +447,7 @@ message_transpose(const float* __restrict__ pairs, const uint32* __restrict__ wo
             for (int k = 0; k < 4; k++) bars[k] = ZERO;
         }
         if (of_scalars()) {
-            for (int chunk = 0; chunk < now.chunks; chunk++) {
+            for (int chunk = 0; chunk < chunks; chunk++) {
                 float4 ap[2][2];
                 float d[2];
                 Filters filter = evaluate(mine, chunk, c);
@@ -378,15 +458,16 @@ message_transpose(const float* __restrict__ pairs, const uint32* __restrict__ wo
                         bars[unit] = bars[unit] + filter.w[unit][r] * scalars[r][unit];
                         ap[r][unit] = own[unit] * scalars[r][unit];
                     }
-                load_scalars(scalars, p, now, next, chunk + 1);
+                load_scalars(scalars, p, from);
+                from.read(now, next, chunk + 2, chunks);
                 filter = evaluate(mine + 2 * PART, chunk, c);
 #pragma unroll
                 for (int r = 0; r < 2; r++) d[r] = sum(ap[r][0] * filter.w[0][r] + ap[r][1] * filter.w[1][r]);
                 keep_share(share, chunk, d);
-                if (chunk == min(1, now.chunks - 1)) answer<true>(asked, next, other, scales[1]);
+                if (chunk == min(1, chunks - 1)) prepare_next();
             }
         } else {
-            for (int chunk = 0; chunk < now.chunks; chunk++) {
+            for (int chunk = 0; chunk < chunks; chunk++) {
                 float4 along[2], yq[2];
                 float d[2], u_bar[2][3];
                 Filters filter = evaluate(mine, chunk, c);
@@ -407,30 +488,32 @@ message_transpose(const float* __restrict__ pairs, const uint32* __restrict__ wo
                     for (int axis = 0; axis < 3; axis++) bars[HAS_B + axis] = bars[HAS_B + axis] + filter.w[1][r] * qj[axis];
                     yq[r] = own[HAS_B] * qj[0] + own[1 + HAS_B] * qj[1] + own[2 + HAS_B] * qj[2];
 #endif
-                    load_vectors(r, sender(now, next, chunk + 1, r));
+                    load_vectors(r, from.of[r]);
                 }
+                from.read(now, next, chunk + 2, chunks);
                 filter = evaluate(mine + 2 * PART, chunk, c);
 #pragma unroll
                 for (int r = 0; r < 2; r++)
                     d[r] = HAS_Y ? sum(yq[r] * filter.w[1][r] - along[r] * filter.w[0][r]) : sum(ZERO - along[r] * filter.w[0][r]);
                 keep_share(share, chunk, d, u_bar);
-                if (chunk == min(1, now.chunks - 1)) answer<true>(asked, next, other, scales[1]);
+                if (chunk == min(1, chunks - 1)) prepare_next();
             }
         }
         if (next.chunks && next.bin != now.bin) c.load(matrices, next.bin);
-        keep_turn(turn[(it + 2) % 3], edges + ((it + 2) & 3) * PAIRS, after);
-        if (now.last && now.atom + g < n) {
-            int atom = now.atom + g;
+        barrier_arrive(m.done());
+        if (now.cut || (now.last && now.atom + g < n)) {
+            float *to_a = now.cut ? rest : a_bar, *to_b = now.cut ? rest + F : b_bar, *to_y = now.cut ? rest + (1 + HAS_B) * F : y_bar;
+            int atom = now.cut ? block() * GROUP + g : now.atom + g, of_one = now.cut ? ALL : F, of_y = now.cut ? ALL : 3 * F;
 #pragma unroll
             for (int unit = 0; unit < 2; unit++)
-                if (of_scalars() && has(unit)) store_four(a_bar, atom, F, channel(unit), bars[unit], scales[0]);
+                if (of_scalars() && has(unit)) store_four(to_a, atom, of_one, channel(unit), bars[unit], scales[0]);
             if (!of_scalars()) {
-                if (HAS_B) store_four(b_bar, atom, F, channel(0), bars[0], scales[0]);
+                if (HAS_B) store_four(to_b, atom, of_one, channel(0), bars[0], scales[0]);
 #pragma unroll
                 for (int axis = 0; axis < 3 * HAS_Y; axis++)
-                    store_four(y_bar, atom, 3 * F, channel(0) + axis * F, bars[HAS_B + axis], scales[0]);
+                    store_four(to_y, atom, of_y, channel(0) + axis * F, bars[HAS_B + axis], scales[0]);
             }
         }
-        sync();
+        barrier_wait(m.answered, it & 1);
     }
 }

@@ -1,0 +1,31 @@
+// Adds what message.cu left in `rest`: of the group within which a block ended, to what the next block found.
+// Defined from outside: WIDTH_0, WIDTH_1, WIDTH_2 of the arrays, which an atom's row of `rest` has side by side; 0 for none.
+#define GROUP 8  // atoms
+#define ALL (WIDTH_0 + WIDTH_1 + WIDTH_2)
+#if WIDTH_2
+#define THREE(x) float *x##_0, float *x##_1, float *x##_2
+#elif WIDTH_1
+#define THREE(x) float *x##_0, float *x##_1
+#else
+#define THREE(x) float* x##_0
+#endif
+
+// before, after: the same memory
+extern "C" __global__ void __launch_bounds__(256)
+join(const float* __restrict__ rest, THREE(before), int n, int parts, THREE(after)) {
+    long long to = (long long)((n + GROUP - 1) / GROUP) * (block() + 1);
+    if (to % parts == 0) return;
+    for (int k = thread(); k < GROUP * ALL / 4; k += 256) {
+        int row = k / (ALL / 4), column = k % (ALL / 4) * 4, atom = (int)(to / parts) * GROUP + row;
+        if (atom >= n) return;
+        float* at = after_0 + atom * WIDTH_0 + column;
+#if WIDTH_1
+        if (column >= WIDTH_0) at = after_1 + atom * WIDTH_1 + column - WIDTH_0;
+#endif
+#if WIDTH_2
+        if (column >= WIDTH_0 + WIDTH_1) at = after_2 + atom * WIDTH_2 + column - WIDTH_0 - WIDTH_1;
+#endif
+        float4 more = *(const float4*)(rest + (block() * GROUP + row) * ALL + column), x = *(float4*)at;
+        *(float4*)at = make_float4(x.x + more.x, x.y + more.y, x.z + more.z, x.w + more.w);
+    }
+}
