@@ -133,6 +133,12 @@ class Potential:
         """
         return _atomic_energies(self._trees, self._key, numbers, vectors, self._within_cutoff(vectors, pairs))
 
+    def energy_of_vectors(
+        self, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
+    ) -> Float[Array, ""]:
+        """Energy in eV: the sum of `atomic_energies_of_vectors`, faster to differentiate."""
+        return _energy(self._trees, self._key, numbers, vectors, self._within_cutoff(vectors, pairs))
+
     def energies_and_vector_gradients(
         self, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
     ) -> tuple[Float[Array, "N"], Float[Array, "E 3"]]:
@@ -201,6 +207,16 @@ def _atomic_energies(
 
         return kernels.atomic_energies(trees.fused, config, numbers, vectors, pairs)
     return models.atomic_energies(trees.xla, config, numbers, vectors, pairs)
+
+
+def _energy(
+    trees: _Trees, config: Config, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
+) -> Float[Array, ""]:
+    if _fused_serves(trees, pairs):
+        from jaxff import kernels
+
+        return kernels.energy(trees.fused, config, numbers, vectors, pairs)
+    return models.atomic_energies(trees.xla, config, numbers, vectors, pairs).sum()
 
 
 def _energies_and_gradients(

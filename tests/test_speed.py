@@ -19,7 +19,19 @@ from jaxff.potential import Potential
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 FOLDER = Path(__file__).parents[1] / "experiments" / "speed"
-SCRIPTS = ("results", "children", "systems", "rows", "sizes", "first_step", "plot", "breakdown", "run", "registers")
+SCRIPTS = (
+    "results",
+    "children",
+    "systems",
+    "rows",
+    "sizes",
+    "first_step",
+    "plot",
+    "breakdown",
+    "run",
+    "registers",
+    "fusions",
+)
 SMALL = {"hidden_dim": 16, "num_interactions": 2, "num_rbf": 6}
 
 
@@ -112,6 +124,7 @@ def test_seconds_bound_a_run(speed: SimpleNamespace, monkeypatch: pytest.MonkeyP
         ("run", ["-o", "."], "received the folder"),
         ("breakdown", ["-o", "out.json", "painn:autodiff:21"], "received 'painn:autodiff:21'"),
         ("breakdown", ["-o", "out.json", "painn:xla-exact:one"], "received 'painn:xla-exact:one'"),
+        ("fusions", ["-o", "out.json", "painn:21"], "received painn:21"),
         ("plot", ["-o", "out.png", "missing.json"], "expected a result file"),
         ("plot", ["-o", "out.png", "empty.json"], "found neither"),
     ],
@@ -280,3 +293,38 @@ def test_registers(
         assert stop.value.code == 2
         assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_kernels_of_a_module(speed: SimpleNamespace) -> None:
+    """Of a loop's body alone, the longest, without what is no kernel."""
+    text = """HloModule jit_block
+
+%fused_add (p.0: f32[3,21]) -> f32[3,21] {
+  %p.0 = f32[3,21]{1,0} parameter(0)
+  ROOT %add.1 = f32[3,21]{1,0} add(%p.0, %p.0)
+}
+
+%short (arg.1: (s32[])) -> (s32[]) {
+  %gte = s32[] get-tuple-element(%arg.1), index=0
+  ROOT %loop_add_fusion.9 = (s32[]) fusion(%gte), kind=kLoop, calls=%fused_add
+}
+
+%region_0.23 (arg.2: (s32[], f32[3,21])) -> (s32[], f32[3,21]) {
+  %arg.2 = (s32[], f32[3,21]{1,0}) parameter(0)
+  %gte.1 = f32[3,21]{1,0} get-tuple-element(%arg.2), index=1
+  %loop_add_fusion = f32[3,21]{1,0} fusion(%gte.1), metadata={op_name="jit(block)/jit(step_fn)/jvp()/add"}
+  %bitcast.1 = f32[21,3]{0,1} bitcast(%loop_add_fusion)
+  %jaxff_cuda.0 = (f32[21,128]{1,0}, f32[21,384]{1,0}) custom-call(%bitcast.1), custom_call_target="any"
+  %while.2 = (s32[]) while(%gte.1), condition=%c, body=%short
+  ROOT %tuple.1 = (s32[], f32[3,21]{1,0}) tuple(%gte.1, %loop_add_fusion)
+}
+
+ENTRY %main.1 (x: f32[3,21]) -> f32[3,21] {
+  %copy.1 = f32[3,21]{1,0} copy(%x)
+  ROOT %while.1 = (s32[], f32[3,21]{1,0}) while(%copy.1), condition=%c.1, body=%region_0.23
+}
+"""
+    assert speed.fusions.kernels_of(text) == [
+        {"name": "loop_add_fusion", "result": "f32[3,21]", "of": "jvp()/add"},
+        {"name": "jaxff_cuda.0", "result": "(f32[21,128], f32[21,384])", "of": ""},
+    ]

@@ -77,7 +77,7 @@ class Problem(NamedTuple):
 
             return plain
         model = interop.jax_md._PairModel(potential(architecture, engine), self.numbers, self.displacement)
-        return lambda R, pairs: model.atomic_energies(R, pairs, {}).sum()
+        return lambda R, pairs: model.energy(R, pairs, {})
 
 
 @cache
@@ -124,8 +124,10 @@ def timed(function: Callable[..., Any], *args: Any, calls: int = 7) -> tuple[dic
     return spread(seconds) | facts, (first, last)
 
 
-def nve(architecture: str, engine: str, atoms: int, batch: int = 0, steps: int = 0) -> dict[str, Any]:
-    """jax-md's NVE step in a compiled loop; microseconds for a step and molecule; twice the same bits?"""
+def nve_loop(
+    architecture: str, engine: str, atoms: int, batch: int, steps: int
+) -> tuple[Callable[[Any], Any], Callable[[], Any]]:
+    """block(state) -> state after `steps` of jax-md's NVE steps, and what makes the first state; of many under vmap."""
     from jax_md import simulate, space
 
     numbers, positions = structure(atoms)
@@ -139,7 +141,6 @@ def nve(architecture: str, engine: str, atoms: int, batch: int = 0, steps: int =
             return energies(jnp.asarray(numbers), vectors, pairs).sum()
 
     init, step = simulate.nve(energy, shift, TIMESTEP)
-    steps = steps or (20 if batch > 100 else 400)
 
     def block(state: Any) -> Any:
         return jax.lax.fori_loop(0, steps, lambda _, s: step(s), state, unroll=1 if batch else steps_in_a_turn(atoms))
@@ -148,10 +149,16 @@ def nve(architecture: str, engine: str, atoms: int, batch: int = 0, steps: int =
         return init(key, jnp.asarray(positions, jnp.float32), 1e-4, mass=12.0)
 
     if batch:
-        start, block = jax.vmap(start), jax.vmap(block)
-    key = jax.random.split(jax.random.key(0), batch) if batch else jax.random.key(0)
-    state = jax.jit(start)(key)
-    times, (first, again) = timed(jax.jit(block), state, calls=5)
+        keys = jax.random.split(jax.random.key(0), batch)
+        return jax.vmap(block), lambda: jax.vmap(start)(keys)
+    return block, lambda: start(jax.random.key(0))
+
+
+def nve(architecture: str, engine: str, atoms: int, batch: int = 0, steps: int = 0) -> dict[str, Any]:
+    """jax-md's NVE step in a compiled loop; microseconds for a step and molecule; twice the same bits?"""
+    steps = steps or (20 if batch > 100 else 400)
+    block, start = nve_loop(architecture, engine, atoms, batch, steps)
+    times, (first, again) = timed(jax.jit(block), jax.jit(start)(), calls=5)
     scale = 1e6 / steps / max(batch, 1)
     row = {f"{k}_us": times.pop(k) * scale for k in ("median", "fastest", "slowest")}
     same = bool(jnp.array_equal(first.position, again.position))

@@ -46,8 +46,7 @@ def energy(potential: Potential, numbers: Any, displacement: Displacement, *, pe
     pairs = _all_pairs(len(model.numbers))
 
     def energy_fn(R: Array, **kwargs: Any) -> Array:
-        atomic = model.atomic_energies(R, pairs, kwargs)
-        return atomic if per_particle else atomic.sum()
+        return model.energy(R, pairs, kwargs, per_particle)
 
     return energy_fn
 
@@ -86,15 +85,13 @@ def energy_neighbor_list(
     )
 
     def energy_fn(R: Array, neighbor: partition.NeighborList, **kwargs: Any) -> Array:
-        pairs = _listed_pairs(neighbor, len(model.numbers), symmetric)
-        atomic = model.atomic_energies(R, pairs, kwargs)
-        return atomic if per_particle else atomic.sum()
+        return model.energy(R, _listed_pairs(neighbor, len(model.numbers), symmetric), kwargs, per_particle)
 
     return neighbor_fn, energy_fn
 
 
 class _PairModel:
-    """Atomic energies as a function of positions and pairs in one jax-md space."""
+    """Energies as a function of positions and pairs in one jax-md space."""
 
     def __init__(self, potential: Potential, numbers: Any, displacement: Displacement) -> None:
         _check_x64(potential)
@@ -103,19 +100,22 @@ class _PairModel:
         self.potential, self.displacement = potential, displacement
         self.box_was_checked = refuse_small_box(displacement, potential.config.cutoff)
 
-    def atomic_energies(self, R: Array, pairs: Pairs, kwargs: dict[str, Any]) -> Float[Array, " N"]:
-        """[N] eV; NaN where a traced box is too small for the minimum image."""
+    def energy(self, R: Array, pairs: Pairs, kwargs: dict[str, Any], per_particle: bool = False) -> Array:
+        """In eV, of all or [N] of each particle; NaN where a traced box is too small for the minimum image."""
         _check_x64(self.potential)
         if jnp.shape(R) != (len(self.numbers), 3):
             raise StructureError(f"expected positions of shape [{len(self.numbers)}, 3], received {list(jnp.shape(R))}")
         displacement = partial(self.displacement, **kwargs)
         antisymmetric = self.potential.gradients_are_antisymmetric(pairs)
         vectors = _pair_vectors(displacement, jnp.asarray(R), pairs, antisymmetric).astype(self.potential.dtype)
-        atomic = self.potential.atomic_energies_of_vectors(jnp.asarray(self.numbers), vectors, pairs)
+        if pairs.layout != "all":
+            vectors = _computed_once(vectors)
+        evaluate = self.potential.atomic_energies_of_vectors if per_particle else self.potential.energy_of_vectors
+        energy = evaluate(jnp.asarray(self.numbers), vectors, pairs)
         if self.box_was_checked and not {"box", "new_box"} & set(kwargs):
-            return atomic
+            return energy
         wrong = box_is_too_small(displacement, self.potential.config.cutoff)
-        return atomic * jnp.where(wrong, jnp.nan, 1.0).astype(atomic.dtype)
+        return energy * jnp.where(wrong, jnp.nan, 1.0).astype(energy.dtype)
 
 
 def _check_x64(potential: Potential) -> None:
@@ -126,6 +126,17 @@ def _check_x64(potential: Potential) -> None:
         )
 
 
+@jax.custom_jvp
+def _computed_once(x: Array) -> Array:
+    """x, which XLA would otherwise compute anew in each kernel that reads it."""
+    return jax.lax.optimization_barrier(x)
+
+
+@_computed_once.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return _computed_once(*primals), *tangents
+
+
 def _pair_vectors(
     displacement: Displacement, R: Float[Array, "N 3"], pairs: Pairs, antisymmetric: bool = False
 ) -> Float[Array, "E 3"]:
@@ -134,12 +145,13 @@ def _pair_vectors(
     Wrapping into a box rounds differently for the two signs, so both directions are computed with the larger
     index first: |r_e| then agrees to the last bit, and both edges of a pair pass the cutoff together.
 
-    Where gradients of the vectors are known to be `antisymmetric`, the transpose is a sum at the receivers, twice:
-    no scatter, and the same bits in every run.
+    Where gradients of the vectors are known to be `antisymmetric`, the transpose is a sum at one end, twice: no
+    scatter, and the same bits in every run. Of all pairs at the senders: a GPU's threads then read side by side.
     """
     if antisymmetric:
-        sender = pairs.at_senders(jax.lax.stop_gradient(R))
-        receiver = pairs.at_receivers(R + (R - jax.lax.stop_gradient(R)))
+        still = jax.lax.stop_gradient(R)
+        at_senders, at_receivers = (R + (R - still), still) if pairs.layout == "all" else (still, R + (R - still))
+        sender, receiver = pairs.at_senders(at_senders), pairs.at_receivers(at_receivers)
     else:
         sender, receiver = pairs.at_senders(R), pairs.at_receivers(R)
     forward = (pairs.senders > pairs.receivers)[:, None]

@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxff.config import PainnConfig, StudentConfig
@@ -25,7 +24,7 @@ from jaxff.kernels.message import SOME_ATOMS, Launch, Route
 from jaxff.models.parameters import Params
 from jaxff.system import Pairs
 
-__all__ = ["FusedTree", "atomic_energies", "energies_and_vector_gradients", "prepare", "serves", "why_not"]
+__all__ = ["FusedTree", "atomic_energies", "energies_and_vector_gradients", "energy", "prepare", "serves", "why_not"]
 
 Config = StudentConfig | PainnConfig
 FEW_ATOMS = 128
@@ -99,12 +98,19 @@ def atomic_energies(
     return _evaluate(tree, config, numbers, vectors, pairs)[0]
 
 
+def energy(
+    tree: FusedTree, config: Config, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
+) -> Float[Array, ""]:
+    """Energy in eV, the sum of `atomic_energies`: atoms weigh alike, and no kernel has to multiply by their weights."""
+    return _evaluate_total(tree, config, numbers, vectors, pairs)[0]
+
+
 def energies_and_vector_gradients(
     tree: FusedTree, config: Config, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
 ) -> tuple[Float[Array, "N"], Float[Array, "E 3"]]:
     """Atomic energies [N] (eV) and antisymmetrised dE/dr_e, [E, 3] (eV/Å)."""
     energies, residuals = _forward(config, tree, numbers, vectors, pairs)
-    return energies, _backward(config, tree, residuals, numbers, pairs, jnp.ones_like(energies))
+    return energies, _backward(config, tree, residuals, numbers, pairs, None)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -125,10 +131,30 @@ def _evaluate_bwd(config: Config, saved: tuple[Any, ...], cotangents: tuple[Arra
 _evaluate.defvjp(_evaluate_fwd, _evaluate_bwd)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _evaluate_total(tree: FusedTree, config: Config, numbers: Array, vectors: Array, pairs: Pairs) -> tuple[Array, Any]:
+    """Their sum, likewise."""
+    energies, residuals = _forward(config, tree, numbers, vectors, pairs)
+    return energies.sum(), residuals
+
+
+def _evaluate_total_fwd(tree: FusedTree, config: Config, *args: Any) -> tuple[tuple[Array, Any], tuple[Any, ...]]:
+    energy, residuals = _evaluate_total(tree, config, *args)
+    return (energy, residuals), (residuals, tree, *args)
+
+
+def _evaluate_total_bwd(config: Config, saved: tuple[Any, ...], cotangents: tuple[Array, Any]) -> tuple[Any, ...]:
+    return None, None, cotangents[0] * _vector_gradients(config, *saved, None), None
+
+
+_evaluate_total.defvjp(_evaluate_total_fwd, _evaluate_total_bwd)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _vector_gradients(
-    config: Config, residuals: Any, tree: FusedTree, numbers: Array, vectors: Array, pairs: Pairs, e_bar: Array
+    config: Config, residuals: Any, tree: FusedTree, numbers: Array, vectors: Array, pairs: Pairs, e_bar: Array | None
 ) -> Float[Array, "E 3"]:
+    """Of Σ ē_i E_i; None: of the energy."""
     return _backward(config, tree, residuals, numbers, pairs, e_bar)
 
 

@@ -6,10 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from jaxff.kernels.message import Geometry
 from jaxff.system import Pairs
+
+MOST_CONSTANTS, MOST_COPIES = 2**16, 64  # numbers that become part of a program, and copies of an array
 
 
 def joined(size: int, batched: Any, args: Any) -> Any:
@@ -18,16 +21,20 @@ def joined(size: int, batched: Any, args: Any) -> Any:
     Arrays have rows of atoms or pairs, `Pairs` get the layout "slots"; a `Geometry` (without senders) has pairs last.
     """
     leaves, tree = jax.tree.flatten(args)
-    full = [
-        x if b else jnp.broadcast_to(x, (size, *jnp.shape(x)))
-        for x, b in zip(leaves, jax.tree.leaves(batched), strict=True)
-    ]
+    full = [x if b else _repeated(size, x) for x, b in zip(leaves, jax.tree.leaves(batched), strict=True)]
     return jax.tree.map(_join, jax.tree.unflatten(tree, full), is_leaf=_is_special)
 
 
 def parted(size: int, results: Any) -> Any:
     """The other way, for results; where results hold a `Geometry`, it is parted as `joined` joins it."""
     return jax.tree.map(lambda x: _part(size, x), results, is_leaf=_is_special)
+
+
+def _repeated(size: int, x: Array) -> Array:
+    """x for each system. Few copies side by side, as XLA folds constants of them, but not of a broadcast."""
+    if size <= MOST_COPIES and size * jnp.size(x) <= MOST_CONSTANTS:
+        return jnp.stack([x] * size)
+    return jnp.broadcast_to(x, (size, *jnp.shape(x)))
 
 
 def _is_special(x: Any) -> bool:
@@ -37,12 +44,28 @@ def _is_special(x: Any) -> bool:
 def _join(x: Any) -> Any:
     if isinstance(x, Pairs):
         size = x.mask.shape[0]
-        offsets = jnp.arange(size, dtype=jnp.int32)[:, None] * x.num_atoms
-        senders, receivers = ((jnp.asarray(y, jnp.int32) + offsets).reshape(-1) for y in (x.senders, x.receivers))
+        senders, receivers = _all_pairs(size, x) or _moved(size, x)
         return Pairs(senders, receivers, x.mask.reshape(-1), size * x.num_atoms, "slots", x.symmetric)
     if isinstance(x, Geometry):
         return Geometry(None, jnp.moveaxis(x.places, 0, 1).reshape(x.places.shape[1], -1))
     return _rows(x)
+
+
+def _moved(size: int, x: Pairs) -> tuple[Array, Array]:
+    """Senders and receivers of each system, moved to its place."""
+    offsets = jnp.arange(size, dtype=jnp.int32)[:, None] * x.num_atoms
+    senders, receivers = ((jnp.asarray(y, jnp.int32) + offsets).reshape(-1) for y in (x.senders, x.receivers))
+    return senders, receivers
+
+
+def _all_pairs(size: int, x: Pairs) -> tuple[Array, Array] | None:
+    """The same as constants, of not too many pairs, if they are all pairs: XLA would add numbers up in every step."""
+    n = x.num_atoms
+    if x.layout != "all" or size * n * n > MOST_CONSTANTS:
+        return None
+    receivers, senders = np.divmod(np.arange(n * n, dtype=np.int32), np.int32(n))
+    offsets = n * np.arange(size, dtype=np.int32)[:, None]
+    return jnp.asarray((senders + offsets).reshape(-1)), jnp.asarray((receivers + offsets).reshape(-1))
 
 
 def _part(size: int, x: Any) -> Any:

@@ -92,17 +92,17 @@ def backward(
     residuals: Any,
     numbers: Int[Array, "N"],
     pairs: Pairs,
-    e_bar: Float[Array, "N"],
+    e_bar: Float[Array, "N"] | None,
     launch: Launch,
 ) -> Float[Array, "E 3"]:
-    """Antisymmetrised gradients of Σ ē_i E_i by the pair vectors."""
+    """Antisymmetrised gradients of Σ ē_i E_i (None: ē = 1) by the pair vectors."""
     (_, places), (saved, s_bar, v_bar), repulsion = residuals
     geometry = _arranged(Geometry(jnp.asarray(pairs.senders, jnp.int32), places), len(numbers), tree, launch)
-    e_bar = jnp.where(numbers > 0, e_bar, 0)
+    e_bar = None if e_bar is None else jnp.where(numbers > 0, e_bar, 0)
     step, pair_bars = _step(tree, config, geometry, launch), []
     if not step.launch.parts:  # or XLA would save what forward and backward both compute, which soon comes to more
         saved = jax.lax.optimization_barrier(saved)
-    scale: Array | None = e_bar
+    scale = e_bar
     for i in reversed(range(1, config.num_interactions)):
         sources, kept = saved[i - 1]
         heard = atoms.Heard(sources, _table(tree, i, launch), (s_bar, v_bar), scale)
@@ -117,6 +117,7 @@ def backward(
     pair_bar = jnp.where(pairs.mask, pair_bar, 0)
     d_bar = pair_bar[0] * _intervals_per_angstrom(tree, config)
     if repulsion is not None:
+        e_bar = jnp.ones(len(numbers), d_bar.dtype) if e_bar is None else e_bar
         d_bar = d_bar + pair_repulsion_bwd(repulsion, e_bar, pairs, antisymmetric=True)
     epsilon, d = _epsilon(config), _distances(geometry, tree, config)
     vectors = (places[2:5] * (d + epsilon)).T

@@ -28,6 +28,7 @@ Route = Literal["triton", "cuda", "molecules", "native", "interpret"]
 
 
 SOME_ATOMS, SOME_BACK = 512, (32, 4)  # up to so many: channels and pairs of a program of the message transposed
+FEW_PAIRS = 2**16  # of a batch of molecules
 
 
 class Launch(NamedTuple):
@@ -168,6 +169,10 @@ def whole(pair_bars: Float[Array, "4 E"], geometry: Geometry, num_atoms: int, la
         return pair_bars
     e, senders = geometry.senders.shape[0], geometry.senders
     slots = e // num_atoms
+    if launch.dense and slots * slots < e <= FEW_PAIRS:  # XLA fuses this with what reads it, unlike a transposition
+        k = jnp.arange(e, dtype=jnp.int32)
+        reverse = k // (slots * slots) * (slots * slots) + k % slots * slots + k // slots % slots
+        return _joined(pair_bars, pair_bars[:, reverse])
     if launch.dense:
         there = pair_bars.reshape(4, -1, slots, slots).swapaxes(2, 3).reshape(4, e)
         return _joined(pair_bars, there)

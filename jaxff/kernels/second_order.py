@@ -19,17 +19,22 @@ def transpose(
     numbers: Array,
     vectors: Float[Array, "E 3"],
     pairs: Pairs,
-    e_bar: Float[Array, "N"],
+    e_bar: Float[Array, "N"] | None,
     g_bar: Float[Array, "E 3"],
-) -> tuple[Float[Array, "E 3"], Float[Array, "N"]]:
+) -> tuple[Float[Array, "E 3"], Float[Array, "N"] | None]:
     """Cotangents of vectors and ē, where g = P dE/dr with P the antisymmetriser of `antisymmetrise`.
+
+    Without ē it is 1, and has no cotangent.
 
     The vectors' cotangent is antisymmetrised too: vectors come antisymmetric from positions, so that changes nothing,
     and whoever sums it at the receivers alone gets the same.
     """
 
-    def gradients(vectors: Array, e_bar: Array) -> Array:
-        energy = lambda r: jnp.sum(e_bar * models.atomic_energies(plain, config, numbers, r, pairs))  # noqa: E731
+    def gradients(vectors: Array, e_bar: Array | None) -> Array:
+        def energy(r: Array) -> Array:
+            energies = models.atomic_energies(plain, config, numbers, r, pairs)
+            return jnp.sum(energies if e_bar is None else e_bar * energies)
+
         return jax.grad(energy)(vectors)
 
     _, pullback = jax.vjp(gradients, vectors, e_bar)

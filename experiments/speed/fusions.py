@@ -1,0 +1,138 @@
+"""The kernels of a step on a GPU, seen without one: what XLA makes of a turn of the compiled loop, in its order.
+
+    python experiments/speed/fusions.py student:size-10648 painn:nve-21 student:batch-16 -o RESULT.json
+
+Rows are an architecture and a row of run.py, by the fused engine. XLA compiles for a GPU that it only has a description
+of (h200.txtpb); it needs JAX's CUDA plugin, but no GPU, driver or CUDA library:
+pip install --no-deps jax-cuda13-plugin==VERSION jax-cuda13-pjrt==VERSION, of JAX's version. A launch costs some 2 µs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import jax
+import rows
+import sizes
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+from results import check_output, refuse, write
+
+from jaxff import kernels
+from jaxff.kernels.cuda import engine, launch
+from jaxff.versions import versions_with
+
+TARGET = Path(__file__).with_name("h200.txtpb")
+CAPABILITY, MULTIPROCESSORS = 90, 132
+ROW = re.compile(rf"({'|'.join(rows.CONFIGS)}):(size|nve|batch)-([1-9][0-9]*)")
+# instructions that are no kernel of their own
+SILENT = "parameter|constant|tuple|get-tuple-element|bitcast|while|call|conditional"
+INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%(?P<name>[\w.-]+) = (?P<shape>\(.*?\)|\S+) (?P<kind>[\w-]+)\(", re.MULTILINE)
+
+
+@contextmanager
+def compiling_for_a_gpu() -> Iterator[None]:
+    """jaxff's engine as on a GPU, though JAX runs on a CPU."""
+    from jax._src.pallas.triton import pallas_call_registration
+    from jaxlib import gpu_triton
+
+    prepare: Callable[..., Any] = kernels.prepare
+    described = SimpleNamespace(compute_capability=CAPABILITY)
+    with ExitStack() as patches:
+        for where, name, value in (
+            (kernels, "prepare", lambda tree, config: prepare(tree, config, "triton", cuda=True)),
+            (kernels, "why_not", lambda config: None),
+            (engine, "_multiprocessors", lambda: MULTIPROCESSORS),
+            (launch, "compile_ptx", lambda kernel, capability: ""),  # compiled where it runs
+            (gpu_triton, "get_compute_capability", lambda device: CAPABILITY),
+            (pallas_call_registration.gpu_info_lib, "get_gpu_info", lambda: described),
+        ):
+            patches.enter_context(patch.object(where, name, value))
+        yield
+
+
+def compiled(function: Callable[..., Any], *args: Any) -> Any:
+    """The executable, for arguments of these shapes."""
+    options = {"target_config": TARGET.read_text(encoding="utf-8"), "topology": "1x1x1"}
+    device = topologies.get_topology_desc("described", "cuda", **options).devices[0]
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(device)), args)
+    return jax.jit(function).trace(*shapes).lower(lowering_platforms=("cuda",)).compile()
+
+
+def step(architecture: str, what: str, count: int) -> Any:
+    """The executable of a row."""
+    if what == "size" and count > rows.OPEN_LIMIT:
+        block, state = sizes.nve_block(architecture, "fused", count, sizes.steps_for(count))
+        return compiled(block, state, rows.problem(count).pairs)
+    atoms, batch = (21, count) if what == "batch" else (count, 0)
+    block, start = rows.nve_loop(architecture, "fused", atoms, batch, steps=20)
+    return compiled(block, jax.eval_shape(start))
+
+
+def kernels_of(text: str) -> list[dict[str, str]]:
+    """What a loop's body runs, of the text of an optimised module: of its largest computation that a loop calls."""
+    bodies = set(re.findall(r"body=%([\w.-]+)", text))
+    found: list[dict[str, str]] = []
+    for computation in re.split(r"\n(?=(?:ENTRY )?%[\w.-]+ \()", text):
+        name = re.match(r"%([\w.-]+) ", computation)
+        if name is None or name[1] not in bodies:
+            continue
+        lines = [
+            (m, computation[m.start() : computation.find("\n", m.start())]) for m in INSTRUCTION.finditer(computation)
+        ]
+        here = [_described(m, line) for m, line in lines if not re.fullmatch(SILENT, m["kind"])]
+        found = max(found, here, key=len)
+    return found
+
+
+def _described(instruction: re.Match[str], line: str) -> dict[str, str]:
+    source = re.search(r'op_name="([^"]*)"', line)
+    shape = re.sub(r"\{[\d,]*\}", "", instruction["shape"])
+    return {"name": instruction["name"], "result": shape, "of": source[1].rpartition("step_fn)/")[2] if source else ""}
+
+
+def main() -> None:
+    """The kernels of each row."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("rows", nargs="*", default=["student:nve-21", "painn:nve-21", "student:batch-16"])
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    args = parser.parse_args()
+    check_output(args.output)
+    parsed = [ROW.fullmatch(row) for row in args.rows]
+    for row, match in zip(args.rows, parsed, strict=True):
+        if match is None:
+            refuse(f"expected rows like painn:size-10648, painn:nve-21 or painn:batch-16, received {row}")
+    if find_spec("jax_plugins.xla_cuda13") is None:
+        refuse(f"expected JAX's CUDA plugin, received none: {__doc__.splitlines()[6]}")
+    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # or the plugin asks for cuDNN, which nothing here calls
+    jax.config.update("jax_platforms", "cpu")
+    report: dict[str, Any] = {
+        "target": TARGET.name,
+        "versions": versions_with("jax", "jaxlib", "jax-cuda13-pjrt", "jax-md"),
+        "rows": {},
+    }
+    with compiling_for_a_gpu():
+        for row, match in zip(args.rows, parsed, strict=True):
+            made = step(match[1], match[2], int(match[3]))
+            found = kernels_of(made.as_text())
+            own = sum(re.match("pallas_call|jaxff_cuda", kernel["name"]) is not None for kernel in found)
+            facts = {"own": own, "of_xla": len(found) - own}
+            facts |= {"temporaries_MB": made.memory_analysis().temp_size_in_bytes / 1e6}
+            report["rows"][row] = facts | {"kernels": found}
+            print(
+                row, facts, *("    {name}: {result}  {of}".format(**kernel) for kernel in found), sep="\n", flush=True
+            )
+            write(args.output, report)
+
+
+if __name__ == "__main__":
+    main()
