@@ -3,8 +3,7 @@
     python experiments/speed/fusions.py student:size-10648 painn:nve-21 student:batch-16 -o RESULT.json
 
 Rows are an architecture and a row of run.py, by the fused engine. XLA compiles for a GPU that it only has a description
-of (h200.txtpb); it needs JAX's CUDA plugin, but no GPU, driver or CUDA library:
-pip install --no-deps jax-cuda13-plugin==VERSION jax-cuda13-pjrt==VERSION, of JAX's version. A launch costs some 2 µs.
+of (h200.txtpb); it needs JAX's CUDA plugin, but no GPU, driver or CUDA library. A launch costs some 2 µs.
 """
 
 from __future__ import annotations
@@ -111,8 +110,9 @@ def main() -> None:
     for row, match in zip(args.rows, parsed, strict=True):
         if match is None:
             refuse(f"expected rows like painn:size-10648, painn:nve-21 or painn:batch-16, received {row}")
-    if find_spec("jax_plugins.xla_cuda13") is None:
-        refuse(f"expected JAX's CUDA plugin, received none: {__doc__.splitlines()[6]}")
+    if find_spec("jax_cuda13_plugin") is None:
+        versions = " ".join(f"jax-cuda13-{name}=={jax.__version__}" for name in ("plugin", "pjrt"))
+        refuse(f"expected JAX's CUDA plugin, received none: pip install --no-deps {versions}")
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # or the plugin asks for cuDNN, which nothing here calls
     jax.config.update("jax_platforms", "cpu")
     report: dict[str, Any] = {
