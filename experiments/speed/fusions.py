@@ -35,7 +35,7 @@ CAPABILITY, MULTIPROCESSORS = 90, 132
 ROW = re.compile(rf"({'|'.join(rows.CONFIGS)}):(size|nve|batch)-([1-9][0-9]*)")
 # instructions that are no kernel of their own
 SILENT = "parameter|constant|tuple|get-tuple-element|bitcast|while|call|conditional"
-INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%(?P<name>[\w.-]+) = (?P<shape>\(.*?\)|\S+) (?P<kind>[\w-]+)\(", re.MULTILINE)
+INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%(?P<name>[\w.-]+) = (?P<shape>\(.*?\)|\S+) (?P<kind>[\w-]+)\(")
 
 
 @contextmanager
@@ -85,16 +85,14 @@ def kernels_of(text: str) -> list[dict[str, str]]:
         name = re.match(r"%([\w.-]+) ", computation)
         if name is None or name[1] not in bodies:
             continue
-        lines = [
-            (m, computation[m.start() : computation.find("\n", m.start())]) for m in INSTRUCTION.finditer(computation)
-        ]
-        here = [_described(m, line) for m, line in lines if not re.fullmatch(SILENT, m["kind"])]
+        instructions = filter(None, map(INSTRUCTION.match, computation.splitlines()))
+        here = [_described(x) for x in instructions if not re.fullmatch(SILENT, x["kind"])]
         found = max(found, here, key=len)
     return found
 
 
-def _described(instruction: re.Match[str], line: str) -> dict[str, str]:
-    source = re.search(r'op_name="([^"]*)"', line)
+def _described(instruction: re.Match[str]) -> dict[str, str]:
+    source = re.search(r'op_name="([^"]*)"', instruction.string)
     shape = re.sub(r"\{[\d,]*\}", "", instruction["shape"])
     return {"name": instruction["name"], "result": shape, "of": source[1].rpartition("step_fn)/")[2] if source else ""}
 

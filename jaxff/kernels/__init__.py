@@ -95,14 +95,14 @@ def atomic_energies(
     The gradient by `vectors` comes from the kernels, antisymmetrised: (g_e - g_rev(e)) / 2. Second order by reverse
     mode goes through jaxff.models.
     """
-    return _evaluate(tree, config, numbers, vectors, pairs)[0]
+    return _evaluate(tree, config, False, numbers, vectors, pairs)[0]
 
 
 def energy(
     tree: FusedTree, config: Config, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
 ) -> Float[Array, ""]:
     """Energy in eV, the sum of `atomic_energies`: atoms weigh alike, and no kernel has to multiply by their weights."""
-    return _evaluate_total(tree, config, numbers, vectors, pairs)[0]
+    return _evaluate(tree, config, True, numbers, vectors, pairs)[0]
 
 
 def energies_and_vector_gradients(
@@ -113,41 +113,31 @@ def energies_and_vector_gradients(
     return energies, _backward(config, tree, residuals, numbers, pairs, None)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _evaluate(tree: FusedTree, config: Config, numbers: Array, vectors: Array, pairs: Pairs) -> tuple[Array, Any]:
-    """Energies and what the backward needs; no cotangent of the latter counts."""
-    return _forward(config, tree, numbers, vectors, pairs)
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _evaluate(
+    tree: FusedTree, config: Config, together: bool, numbers: Array, vectors: Array, pairs: Pairs
+) -> tuple[Array, Any]:
+    """Energies, or their sum, and what the backward needs; no cotangent of the latter counts."""
+    energies, residuals = _forward(config, tree, numbers, vectors, pairs)
+    return energies.sum() if together else energies, residuals
 
 
-def _evaluate_fwd(tree: FusedTree, config: Config, *args: Any) -> tuple[tuple[Array, Any], tuple[Any, ...]]:
-    energies, residuals = _evaluate(tree, config, *args)  # decorated: this may be differentiated again
-    return (energies, residuals), (residuals, tree, *args)
+def _evaluate_fwd(
+    tree: FusedTree, config: Config, together: bool, *args: Any
+) -> tuple[tuple[Array, Any], tuple[Any, ...]]:
+    result, residuals = _evaluate(tree, config, together, *args)  # decorated: this may be differentiated again
+    return (result, residuals), (residuals, tree, *args)
 
 
-def _evaluate_bwd(config: Config, saved: tuple[Any, ...], cotangents: tuple[Array, Any]) -> tuple[Any, ...]:
-    return None, None, _vector_gradients(config, *saved, cotangents[0]), None
+def _evaluate_bwd(
+    config: Config, together: bool, saved: tuple[Any, ...], cotangents: tuple[Array, Any]
+) -> tuple[Any, ...]:
+    bar = cotangents[0]
+    gradients = _vector_gradients(config, *saved, None if together else bar)
+    return None, None, bar * gradients if together else gradients, None
 
 
 _evaluate.defvjp(_evaluate_fwd, _evaluate_bwd)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _evaluate_total(tree: FusedTree, config: Config, numbers: Array, vectors: Array, pairs: Pairs) -> tuple[Array, Any]:
-    """Their sum, likewise."""
-    energies, residuals = _forward(config, tree, numbers, vectors, pairs)
-    return energies.sum(), residuals
-
-
-def _evaluate_total_fwd(tree: FusedTree, config: Config, *args: Any) -> tuple[tuple[Array, Any], tuple[Any, ...]]:
-    energy, residuals = _evaluate_total(tree, config, *args)
-    return (energy, residuals), (residuals, tree, *args)
-
-
-def _evaluate_total_bwd(config: Config, saved: tuple[Any, ...], cotangents: tuple[Array, Any]) -> tuple[Any, ...]:
-    return None, None, cotangents[0] * _vector_gradients(config, *saved, None), None
-
-
-_evaluate_total.defvjp(_evaluate_total_fwd, _evaluate_total_bwd)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -44,28 +44,16 @@ def _is_special(x: Any) -> bool:
 def _join(x: Any) -> Any:
     if isinstance(x, Pairs):
         size = x.mask.shape[0]
-        senders, receivers = _all_pairs(size, x) or _moved(size, x)
+        offsets = x.num_atoms * np.arange(size, dtype=np.int32)[:, None]
+        if (
+            x.mask.size <= MOST_CONSTANTS
+        ):  # as many numbers as pairs: XLA folds sums of constants, but not of broadcasts
+            offsets = np.repeat(offsets, x.mask.shape[1], axis=1)
+        senders, receivers = ((jnp.asarray(y, jnp.int32) + offsets).reshape(-1) for y in (x.senders, x.receivers))
         return Pairs(senders, receivers, x.mask.reshape(-1), size * x.num_atoms, "slots", x.symmetric)
     if isinstance(x, Geometry):
         return Geometry(None, jnp.moveaxis(x.places, 0, 1).reshape(x.places.shape[1], -1))
     return _rows(x)
-
-
-def _moved(size: int, x: Pairs) -> tuple[Array, Array]:
-    """Senders and receivers of each system, moved to its place."""
-    offsets = jnp.arange(size, dtype=jnp.int32)[:, None] * x.num_atoms
-    senders, receivers = ((jnp.asarray(y, jnp.int32) + offsets).reshape(-1) for y in (x.senders, x.receivers))
-    return senders, receivers
-
-
-def _all_pairs(size: int, x: Pairs) -> tuple[Array, Array] | None:
-    """The same as constants, of not too many pairs, if they are all pairs: XLA would add numbers up in every step."""
-    n = x.num_atoms
-    if x.layout != "all" or size * n * n > MOST_CONSTANTS:
-        return None
-    receivers, senders = np.divmod(np.arange(n * n, dtype=np.int32), np.int32(n))
-    offsets = n * np.arange(size, dtype=np.int32)[:, None]
-    return jnp.asarray((senders + offsets).reshape(-1)), jnp.asarray((receivers + offsets).reshape(-1))
 
 
 def _part(size: int, x: Any) -> Any:
