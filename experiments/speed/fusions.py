@@ -50,7 +50,7 @@ def compiling_for_a_gpu() -> Iterator[None]:
         for where, name, value in (
             (kernels, "prepare", lambda tree, config: prepare(tree, config, "triton", cuda=True)),
             (kernels, "why_not", lambda config: None),
-            (engine, "_multiprocessors", lambda: MULTIPROCESSORS),
+            (engine, "multiprocessors", lambda: MULTIPROCESSORS),
             (launch, "compile_ptx", lambda kernel, capability: ""),  # compiled where it runs
             (gpu_triton, "get_compute_capability", lambda device: CAPABILITY),
             (pallas_call_registration.gpu_info_lib, "get_gpu_info", lambda: described),

@@ -165,7 +165,7 @@ def _forward(config: Config, *args: Any) -> tuple[Array, Any]:
     """chain.forward(tree, config, numbers, vectors, pairs, launch)."""
 
     def run(launch: Launch, tree: FusedTree, numbers: Array, vectors: Array, pairs: Pairs) -> Any:
-        return chain.forward(tree.fused, config, numbers, vectors, pairs, _unless_few(launch, tree, numbers))
+        return chain.forward(tree.fused, config, numbers, vectors, pairs, _unless_few(launch, numbers))
 
     return _one_or_many(run, config, args[-1], args, MANY)
 
@@ -174,7 +174,7 @@ def _backward(config: Config, *args: Any) -> Float[Array, "E 3"]:
     """chain.backward(tree, config, residuals, numbers, pairs, e_bar, launch)."""
 
     def run(launch: Launch, tree: FusedTree, kept: Any, numbers: Array, pairs: Pairs, e_bar: Array) -> Any:
-        return chain.backward(tree.fused, config, kept, numbers, pairs, e_bar, _unless_few(launch, tree, numbers))
+        return chain.backward(tree.fused, config, kept, numbers, pairs, e_bar, _unless_few(launch, numbers))
 
     return _one_or_many(run, config, args[-2], args, MANY_BACK)
 
@@ -214,10 +214,10 @@ def _of_many(route: Route, slots: int, dense: bool) -> Route:
     return "cuda" if slots <= MOST_SLOTS else route
 
 
-def _unless_few(launch: Launch, tree: FusedTree, numbers: Array) -> Launch:
-    """The launch; blocks of a few molecules would leave multiprocessors idle."""
+def _unless_few(launch: Launch, numbers: Array) -> Launch:
+    """The launch; such blocks of few molecules would leave multiprocessors idle."""
     few = launch.route == "molecules" and len(numbers) <= SOME_ATOMS
-    return launch._replace(route=tree.route) if few else launch
+    return launch._replace(route="few") if few else launch
 
 
 def _many(run: Callable[..., Any], launch: Launch, arrays: Launch, *args: Any) -> Any:

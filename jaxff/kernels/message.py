@@ -22,9 +22,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
-# a GPU's Pallas kernels; its CUDA kernels, for many pairs or for all of small molecules; the CPU's; the Pallas kernels
-# on the CPU, for tests
-Route = Literal["triton", "cuda", "molecules", "native", "interpret"]
+# a GPU's Pallas kernels; its CUDA kernels, for many pairs or for all of many or few small molecules; the CPU's; the
+# Pallas kernels on the CPU, for tests
+Route = Literal["triton", "cuda", "molecules", "few", "native", "interpret"]
 
 
 SOME_ATOMS, SOME_BACK = 512, (32, 4)  # up to so many: channels and pairs of a program of the message transposed
@@ -148,6 +148,10 @@ def first_transpose(
         from jaxff.kernels.cuda import engine
 
         return engine.first_transpose(sources, cotangents, table, geometry, numbers)
+    if launch.route == "few":
+        from jaxff.kernels.cuda import few
+
+        return few.first_transpose(sources, cotangents, table, geometry)
     if _elsewhere(launch.route) is not None:
         return message_transpose(sources, cotangents, table, geometry, launch)[1]
     n, f = sources.a.shape
@@ -200,6 +204,10 @@ def _elsewhere(route: Route) -> Any:
         from jaxff.kernels.cuda import molecules
 
         return molecules
+    if route == "few":
+        from jaxff.kernels.cuda import few
+
+        return few
     return None
 
 

@@ -12,7 +12,7 @@ import pytest
 from ase.build import molecule
 
 from jaxff import kernels, load_potential, models
-from jaxff.kernels.cuda import engine, launch, molecules, tiles
+from jaxff.kernels.cuda import engine, few, launch, molecules, tiles
 from jaxff.kernels.cuda.matrices import halves
 from jaxff.kernels.message import Geometry, Launch, Sources, whole
 from jaxff.ops import accumulate_forces
@@ -168,7 +168,7 @@ def test_messages_of_many_pairs(
 
     Blocks share groups of atoms, also one of whose turns a block has none.
     """
-    monkeypatch.setattr(engine, "_multiprocessors", lambda: blocks)
+    monkeypatch.setattr(engine, "multiprocessors", lambda: blocks)
     f, rng = 48, np.random.default_rng(slots)
     table = smooth_table(rng, (2 + has_y) * f)
     (filters,) = engine._filters([table])
@@ -188,18 +188,28 @@ def test_messages_of_many_pairs(
 
 
 @pytest.mark.parametrize(
-    ("has_b", "has_y", "f", "size", "plan"),
+    ("has_b", "has_y", "f", "size", "plan", "processors"),
     [
-        (True, True, 48, 9, (24, 1, 1024)),
-        (False, True, 80, 6, (3, 2, 1024)),
-        (True, False, 16, 7, (3, 1, 1024)),
+        (True, True, 48, 9, (24, 1, 1024), None),
+        (False, True, 80, 6, (3, 2, 1024), None),
+        (True, False, 16, 7, (3, 1, 1024), None),
+        (True, True, 32, 9, None, 2),
+        (False, True, 16, 12, None, 100),
+        (True, False, 16, 2, None, 2),
     ],
 )
 def test_messages_within_molecules(
-    has_b: bool, has_y: bool, f: int, size: int, plan: Any, monkeypatch: pytest.MonkeyPatch
+    has_b: bool, has_y: bool, f: int, size: int, plan: Any, processors: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Molecules of an odd and of an even number of atoms, one or more a warp: sums and pairs against float64."""
-    monkeypatch.setattr(molecules, "PLANS", dict.fromkeys(molecules.PLANS, molecules.Plan(*plan)))
+    """Molecules of an odd and of an even number of atoms: sums and pairs against float64.
+
+    Of many, one or more atoms a warp; of few, more or less channels a block.
+    """
+    if plan is None:
+        monkeypatch.setattr(few, "multiprocessors", lambda: processors)
+    else:
+        monkeypatch.setattr(molecules, "PLANS", dict.fromkeys(molecules.PLANS, molecules.Plan(*plan)))
+    module = few if plan is None else molecules
     count, rng = 3, np.random.default_rng(size)
     n = count * size
     table = smooth_table(rng, (2 + has_y) * f)
@@ -209,8 +219,12 @@ def test_messages_within_molecules(
     b = b if has_b else np.ones_like(b)
     sources = Sources(single(a), single(b) if has_b else None, single(y) if has_y else None)
     arguments = jnp.asarray(table, jnp.float32), pairs.geometry
-    ds, dv = molecules.message(sources, *arguments)
-    bars, halves_of_pairs = molecules.message_transpose(sources, (single(p), single(q)), *arguments)
+    ds, dv = module.message(sources, *arguments)
+    bars, halves_of_pairs = module.message_transpose(sources, (single(p), single(q)), *arguments)
+    if module is few:
+        np.testing.assert_array_equal(
+            few.first_transpose(sources, (single(p), single(q)), *arguments), halves_of_pairs
+        )
     launched = Launch(f, 1, 0, "molecules", cuda=True, dense=True)
     got = np.where(pairs.mask, np.asarray(whole(halves_of_pairs, pairs.geometry, n, launched)).reshape(4, n, size), 0)
 

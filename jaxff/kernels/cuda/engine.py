@@ -340,11 +340,12 @@ def _sizes(geometry: Arranged, n: int) -> tuple[int, int, int]:
 
 
 def _blocks(n: int) -> int:
-    return min(-(-n // GROUP), _multiprocessors())
+    return min(-(-n // GROUP), multiprocessors())
 
 
 @functools.cache
-def _multiprocessors() -> int:
+def multiprocessors() -> int:
+    """Of this GPU; on a CPU, a number for tests."""
     return int(getattr(jax.devices()[0], "core_count", 0) or 2)
 
 
@@ -385,7 +386,7 @@ def run_phases(
     arrays = [x for name in inputs for x in _arrays(state[name])]
     arrays += [*sums, *(leaves[k] for k in kernel.read), *on["matrices"], on["factors"]]
     shapes = [(n, width) if width else (n,) for width in kernel.outputs]
-    resident = 1 if n <= ATOMS * _multiprocessors() else 2
+    resident = 1 if n <= ATOMS * multiprocessors() else 2
     results = iter(launch.call(_phase_kernel(kernel, f, resident), arrays, (n,), shapes, -(-n // ATOMS)))
     made: Made = {}
     for name, count in zip(_wanted(config, phases), kernel.counts, strict=True):
