@@ -217,7 +217,7 @@ def _of_many(route: Route, slots: int, dense: bool) -> Route:
 def _unless_few(launch: Launch, numbers: Array) -> Launch:
     """The launch; such blocks of few molecules would leave multiprocessors idle."""
     few = launch.route == "molecules" and len(numbers) <= SOME_ATOMS
-    return launch._replace(route="few") if few else launch
+    return launch._replace(route="few", cut=True) if few else launch
 
 
 def _many(run: Callable[..., Any], launch: Launch, arrays: Launch, *args: Any) -> Any:

@@ -35,8 +35,8 @@ class Launch(NamedTuple):
     """How kernels run: channels of a message program (a power of 2 that divides F) and pairs that it takes at once;
 
     how many programs serve an atom between two messages (jaxff.kernels.programs), 0 where arrays or CUDA kernels do;
-    what runs messages; whether CUDA kernels run what lies between them; whether what they keep is little; whether the
-    pairs are all those of one system or of several of as many atoms.
+    what runs messages; whether CUDA kernels run what lies between them; whether those are for few atoms; whether what
+    they keep is little; whether the pairs are all those of one system or of several of as many atoms.
     """
 
     block: int
@@ -44,6 +44,7 @@ class Launch(NamedTuple):
     parts: int
     route: Route
     cuda: bool = False
+    cut: bool = False
     lean: bool = False
     dense: bool = False
 

@@ -295,13 +295,20 @@ def test_whole() -> None:
         np.testing.assert_array_equal(got[:, i, s], [here[0] + there[0], *(there - here)[1:]])
 
 
-@pytest.mark.parametrize("few_slots", [0, 1000])
-def test_batch(few_slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Molecules under vmap are one larger system; a batch of batches, too. Messages of systems, or of molecules."""
+@pytest.mark.parametrize(
+    ("name", "few_slots", "some"),
+    [("painn+zbl", 0, 0), ("painn+zbl", 1000, 0), ("painn+zbl", 1000, 512), ("student", 1000, 512)],
+)
+def test_batch(name: str, few_slots: int, some: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Molecules under vmap are one larger system; a batch of batches, too. Messages of systems, or of molecules.
+
+    Of few, blocks have some channels of the phases.
+    """
     monkeypatch.setattr(kernels, "FEW_SLOTS", few_slots)
-    monkeypatch.setattr(kernels, "SOME_ATOMS", 0)
+    monkeypatch.setattr(kernels, "SOME_ATOMS", some)
     monkeypatch.setattr(engine, "SOME_ATOMS", few_slots)
-    config, tree, fused = prepared("painn+zbl")
+    monkeypatch.setattr(engine, "OWN", (16,) if name != "student" else (32,))
+    config, tree, fused = prepared(name)
     numbers, positions = random_structure(5)
     moved = positions + 0.05 * np.random.default_rng(0).normal(size=(2, 2, 5, 3))
     both = [[pairs_in_layout(x, config.cutoff, "all") for x in row] for row in moved]

@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxff.config import PainnConfig, StudentConfig
 from jaxff.kernels import painn, student
-from jaxff.kernels.atoms import Made, PerAtom, Phase
-from jaxff.kernels.cuda import launch, tiles
+from jaxff.kernels.atoms import Heard, Made, PerAtom, Phase, Step
+from jaxff.kernels.cuda import cut, launch, tiles
 from jaxff.kernels.cuda.matrices import halves, power_of_two
 from jaxff.kernels.message import SOME_ATOMS, Geometry, Sources
 from jaxff.models.parameters import Params
@@ -30,7 +30,8 @@ FUNCTIONS = 16  # in a bin
 MOST_INTERVALS = 0x7FFF  # of arrange.cu
 FILTERS = ("basis", "matrices", "scales")  # as the kernels take them
 PAIRS, GROUP = 64, 8  # that message.cu takes at once, and of how many atoms
-ATOMS = 16  # that tiles.cu takes at once
+ATOMS = 16  # that tiles.cu and cut.cu take at once
+OWN = 32, 16  # channels of a block of cut.cu: fewer where that leaves multiprocessors idle
 ELEMENTS, SLOTS_OF_ELEMENTS = 128, 1024  # of first.cu, and how many slots an atom may have
 ATOMS_OF_WHOLE = 8  # that a block of pairs.cu serves
 _MODELS: dict[str, Any] = {"student": student, "painn": painn}
@@ -369,6 +370,17 @@ def _first_kernel(name: str, f: int, rank: int, has_b: bool, slots: int) -> laun
 
 
 # --- phases ---
+
+
+def run_few(
+    step: Step, phases: Sequence[Phase], weights: Any, state: Made, heard: Heard, on: Any
+) -> tuple[Made, Array | None]:
+    """The message and the phases of few atoms, as jaxff.kernels.programs.run_programs; on: as for `run_phases`."""
+    products = _generated(step.config, phases, weights, "v" in state or "v_bar" in state).products
+    of = {p.sources: cut.Matrix(x, k) for k, (p, x) in enumerate(zip(products, on["matrices"], strict=True))}
+    f, tiles_of_atoms = step.config.hidden_dim, -(-jax.tree.leaves(state)[0].shape[0] // ATOMS)
+    own = next(c for c in OWN if f % c == 0 and (2 * tiles_of_atoms * (f // c) > multiprocessors() or c == OWN[-1]))
+    return cut.run(step, phases, weights, state, heard, cut.Matrices(of, on["factors"]), own)
 
 
 def run_phases(

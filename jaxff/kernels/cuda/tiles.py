@@ -133,7 +133,7 @@ def generate(
     row = jax.ShapeDtypeStruct((_TRACED_ATOMS, f), jnp.float32)
     shapes = [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in leaves]
     closed, out = jax.make_jaxpr(run, return_shape=True)([[row] * n for n in counts], shapes)
-    writer = _Writer(f, closed.jaxpr, sum(counts))
+    writer = Writer(f, closed.jaxpr, sum(counts))
     arguments, loads = _inputs(f, state, sums, joined)
     writer.lines += loads
     names = [(key, k, len(rows)) for key, rows in zip(wanted, out, strict=True) for k in range(len(rows))]
@@ -191,7 +191,7 @@ def _inputs(f: int, state: dict[str, int], sums: int, joined: Sequence[str]) -> 
     return arguments, ["", *loads, ""]
 
 
-class _Writer:
+class Writer:
     """Lines of CUDA for a jaxpr of rows."""
 
     def __init__(self, f: int, jaxpr: Any, rows: int) -> None:
@@ -225,6 +225,10 @@ class _Writer:
             self.read.append(index)
         return f"w{index}"
 
+    def each(self, out: Any, code: str) -> None:
+        """A row by its i-th number."""
+        self.lines.append(f"Row {self.new(out)}; EACH {self.names[out]}.v[i] = {code};")
+
     def walk(self, equations: Sequence[Any], stores: dict[Any, list[str]] | None = None) -> None:
         """All of them; lines that store a variable follow the one that makes it."""
         for equation in equations:
@@ -247,7 +251,7 @@ class _Writer:
             self.names[out] = self.name(equation.invars[0])
         elif kind == "broadcast_in_dim":
             value = self.name(equation.invars[0])
-            self.lines.append(f"Row {self.new(out)}; EACH {self.names[out]}.v[i] = {value};")
+            self.each(out, value)
         elif inner is not None:
             self.inline(getattr(inner, "jaxpr", inner), equation)
         else:
@@ -256,7 +260,7 @@ class _Writer:
     def inline(self, inner: Any, equation: Any) -> None:
         for mine, theirs in zip(inner.invars, equation.invars, strict=True):
             self.names[mine] = self.name(theirs)
-        self.walk(_needed(inner))
+        self.walk(needed(inner))
         for mine, theirs in zip(equation.outvars, inner.outvars, strict=True):
             self.names[mine] = self.name(theirs)
 
@@ -272,7 +276,7 @@ class _Writer:
         if code is None:
             raise NotImplementedError(f"{equation}")
         if _is_row(out):
-            self.lines.append(f"Row {self.new(out)}; EACH {self.names[out]}.v[i] = {code};")
+            self.each(out, code)
         else:
             self.lines.append(f"float {self.new(out)} = {code};")
 
@@ -325,7 +329,7 @@ def _is_row(x: Any) -> bool:
     return len(x.aval.shape) == 2 and not isinstance(x, Literal)
 
 
-def _needed(jaxpr: Any) -> list[Any]:
+def needed(jaxpr: Any) -> list[Any]:
     """The equations that the outputs depend on."""
     live = {x for x in jaxpr.outvars if not isinstance(x, Literal)}
     found = []
@@ -341,7 +345,7 @@ def _ordered(jaxpr: Any, inputs: Sequence[Any]) -> list[Any]:
 
     inputs: rows that are loaded where they are first used.
     """
-    left = _needed(jaxpr)
+    left = needed(jaxpr)
     maker = {x: eqn for eqn in left for x in eqn.outvars}
     done: list[Any] = []
     held: set[Any] = set()  # rows that were made or loaded
