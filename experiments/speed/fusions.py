@@ -38,6 +38,12 @@ SILENT = "parameter|constant|tuple|get-tuple-element|bitcast|while|call|conditio
 INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%(?P<name>[\w.-]+) = (?P<shape>\(.*?\)|\S+) (?P<kind>[\w-]+)\(")
 
 
+def empty(kernel: launch.Kernel, capability: int) -> str:
+    """PTX of a kernel that does nothing."""
+    entry = f".visible .entry {kernel.name}() {{ ret; }}"
+    return f".version 8.0\n.target sm_{capability}\n.address_size 64\n{entry}\n"
+
+
 @contextmanager
 def compiling_for_a_gpu() -> Iterator[None]:
     """jaxff's engine as on a GPU, though JAX runs on a CPU."""
@@ -51,7 +57,7 @@ def compiling_for_a_gpu() -> Iterator[None]:
             (kernels, "prepare", lambda tree, config: prepare(tree, config, "triton", cuda=True)),
             (kernels, "why_not", lambda config: None),
             (engine, "multiprocessors", lambda: MULTIPROCESSORS),
-            (launch, "compile_ptx", lambda kernel, capability: ""),  # compiled where it runs
+            (launch, "compile_ptx", empty),
             (gpu_triton, "get_compute_capability", lambda device: CAPABILITY),
             (pallas_call_registration.gpu_info_lib, "get_gpu_info", lambda: described),
         ):

@@ -157,8 +157,9 @@ struct Matrix {
     // operand rows times it, a sum for each share of its rows
     template <int ROWS>
     __device__ __forceinline__ void multiply(float* products, const uint32* operand) const {
-        constexpr int LOW = ROWS * ATOMS * WORDS;
-        float acc[ROWS][MINE][2][3][4] = {};
+        // few sums are three each, so that no product waits long for the one before
+        constexpr int LOW = ROWS * ATOMS * WORDS, SUMS = ROWS * MINE == 1 ? 3 : 1;
+        float acc[ROWS][MINE][2][SUMS][4] = {};
 #pragma unroll
         for (int s = 0; s < STEP; s++) {
             int row = warp() / SIDE * STEP + s;
@@ -175,8 +176,8 @@ struct Matrix {
                     for (int j = 0; j < 2; j++) {
                         const uint4& b = m[g][s][j];
                         mma(acc[r][g][j][0], low, b.x, b.y);
-                        mma(acc[r][g][j][1], high, b.z, b.w);
-                        mma(acc[r][g][j][2], high, b.x, b.y);
+                        mma(acc[r][g][j][1 % SUMS], high, b.z, b.w);
+                        mma(acc[r][g][j][2 % SUMS], high, b.x, b.y);
                     }
             }
         }
@@ -190,7 +191,9 @@ struct Matrix {
 #pragma unroll
                     for (int k = 0; k < 4; k++) {
                         const auto& terms = acc[r][g][k / 2];
-                        x[k] = (terms[0][2 * half + k % 2] + terms[1][2 * half + k % 2]) + terms[2][2 * half + k % 2];
+                        x[k] = terms[0][2 * half + k % 2];
+#pragma unroll
+                        for (int i = 1; i < SUMS; i++) x[k] += terms[i][2 * half + k % 2];
                     }
                     int atom = ((warp() / SIDE * ROWS + r) * ATOMS + lane() / 4 + 8 * half) * STRIDE;
                     *(float4*)(products + atom + 16 * (warp() % SIDE * MINE + g) + 4 * (lane() % 4)) = make_float4(x[0], x[1], x[2], x[3]);

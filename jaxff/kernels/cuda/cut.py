@@ -19,7 +19,6 @@ from jaxtyping import Array, Float, UInt32
 from jaxff.kernels.atoms import AXES, Atoms, Heard, Made, PerAtom, Phase, Rows, Shares, Step, hear
 from jaxff.kernels.cuda import launch, tiles
 
-NAME = "cut"  # of the kernel
 ATOMS, THREADS, WARPS = 16, 256, 8  # of a block
 AHEAD = 2  # matrices that are asked for before what is multiplied is there
 
@@ -200,8 +199,9 @@ def _launch(
     lines = dict[Any, list[str]]()
     for x, line in zip(closed.jaxpr.outvars, stores, strict=True):
         lines.setdefault(x, []).append(line)
-    source = launch.read("device.cu", "cut.cu") + writer.kernel(closed.jaxpr, lines, len(shapes))
-    kernel = launch.Kernel(NAME, source, (("F", f), ("OWN", own)), THREADS, 4 * writer.words)
+    name = f"{step.config.architecture}_{phases[-1].__name__}"
+    source = launch.read("device.cu", "cut.cu") + writer.kernel(name, closed.jaxpr, lines, len(shapes))
+    kernel = launch.Kernel(name, source, (("F", f), ("OWN", own)), THREADS, 4 * writer.words)
     halves = [matrices.of[p.sources].halves for p in writer.products]
     inputs = [*(arrays[k] for k in writer.read), *halves, matrices.factors]
     results = iter(launch.call(kernel, inputs, (n,), shapes, -(-n // ATOMS) * (f // own)))
@@ -245,7 +245,7 @@ class _Writer(tiles.Writer):
         self.made: list[Product] = []
         self.reads: dict[tuple[int, str, int, int], str] = {}
 
-    def kernel(self, jaxpr: Any, stores: dict[Any, list[str]], outputs: int) -> str:
+    def kernel(self, name: str, jaxpr: Any, stores: dict[Any, list[str]], outputs: int) -> str:
         """All of it. Memory is read first, then matrices, AHEAD of what they multiply."""
         equations = tiles.needed(jaxpr)
         reads = [eqn for eqn in equations if eqn.primitive is _read]
@@ -258,7 +258,7 @@ class _Writer(tiles.Writer):
         arguments += ["const float* __restrict__ factors", "int n", *(f"float* __restrict__ out{k}" for k in range(outputs))]
         return "\n    ".join(
             [
-                f'extern "C" __global__ void __launch_bounds__(THREADS) {NAME}({", ".join(arguments)}) {{',
+                f'extern "C" __global__ void __launch_bounds__(THREADS) {name}({", ".join(arguments)}) {{',
                 "SHARED(uint32, operand);",
                 f"float* products = (float*)(operand + {max(p.words for p in self.made)});",
                 "Here here(n);",

@@ -6,12 +6,17 @@
 // Defined from outside: F, M, WIDTH, HAS_B and HAS_Y (jaxff.kernels.message.Sources), TRANSPOSE (which of the two
 // kernels), SUMS (0: only the pairs' gradients).
 #define THREADS 512
+#if TRANSPOSE
 #define AT_ONCE 4  // pairs whose filters a thread asks for at once
+#else
+#define AT_ONCE 8
+#endif
 #define GROUPS (F / WIDTH)
-#define WORKERS (THREADS / WIDTH)  // pairs or atoms at once
+#define WORKERS (THREADS / WIDTH)  // pairs at once; no fewer than M, an atom each
 #define FILTERS (2 + HAS_Y)        // Wa, Wb, Wc
 #define SLOTS (M * M)              // of a molecule
 #define PAIRS (M * (M - 1) / 2)
+#define MINE ((PAIRS + WORKERS - 1) / WORKERS + (M == 1))  // pairs of a worker, at least one
 #define SENT (1 + HAS_B + 3 * HAS_Y)  // rows that an atom sends: a, b, y
 #define Y (1 + HAS_B)                 // the place of y
 #if TRANSPOSE
@@ -32,25 +37,35 @@ struct Pair {
 
 struct Here {
     int molecule, group, channel, worker, all;  // channel: of the block's; all: slots of all molecules
-    float *rows, *filters, *u;                  // of atoms [M, ROWS, WIDTH]; of pairs [PAIRS, FILTER_ROWS, WIDTH], [PAIRS, 3]
+    float *rows, *filters;                      // of atoms [M, ROWS, WIDTH]; of pairs [PAIRS, FILTER_ROWS, WIDTH]
+    float4* u;                                  // of pairs, 0 where they don't count
     const float* places;
 
-    __device__ __forceinline__ Here(float* memory, const float* all_places, int molecules) {
+    __device__ __forceinline__ Here(float4* memory, const float* all_places, int molecules) {
         group = block() % GROUPS, molecule = block() / GROUPS, all = molecules * SLOTS;
         channel = thread() % WIDTH, worker = thread() / WIDTH;
-        rows = memory, filters = rows + M * ROWS * WIDTH, u = filters + PAIRS * FILTER_ROWS * WIDTH;
+        u = memory, rows = (float*)(u + PAIRS), filters = rows + M * ROWS * WIDTH;
         places = all_places + molecule * SLOTS;
     }
     __device__ __forceinline__ float& at(int i, int row) const { return rows[(i * ROWS + row) * WIDTH + channel]; }
     __device__ __forceinline__ float& filter(int e, int f) const { return filters[(e * FILTER_ROWS + f) * WIDTH + channel]; }
-    __device__ __forceinline__ int place(int stride, int offset, int i) const {
-        return (molecule * M + i) * stride + offset + group * WIDTH + channel;
+    __device__ __forceinline__ int place(int stride, int offset) const {  // of this worker's atom
+        return (molecule * M + worker) * stride + offset + group * WIDTH + channel;
     }
-    // what an atom sends
-    __device__ __forceinline__ void read_sent(int i, const float* a, const float* b, const float* y) const {
-        at(i, 0) = a[place(F, 0, i)];
-        if (HAS_B) at(i, 1) = b[place(F, 0, i)];
-        if (HAS_Y) EACH_AXIS at(i, Y + x) = y[place(3 * F, x * F, i)];
+    __device__ __forceinline__ void read_directions() const {
+        for (int e = thread(); e < PAIRS; e += THREADS) {
+            Pair pair(e);
+            const float* here = places + pair.i * M + pair.j;
+            float counts = here[all] > 0.f ? 1.f : 0.f;
+            u[e] = make_float4(counts * here[2 * all], counts * here[3 * all], counts * here[4 * all], 0.f);
+        }
+    }
+    // what this worker's atom sends
+    __device__ __forceinline__ void read_sent(float (&sent)[SENT], const float* a, const float* b, const float* y) const {
+        if (worker >= M) return;
+        sent[0] = a[place(F, 0)];
+        if (HAS_B) sent[1] = b[place(F, 0)];
+        if (HAS_Y) EACH_AXIS sent[Y + x] = y[place(3 * F, x * F)];
     }
     // the pair of atom i with the one that it meets in a round, and how its direction is counted
     __device__ __forceinline__ int met(int i, int round, int& j, float& sign) const {
@@ -60,18 +75,30 @@ struct Here {
         return first ? (round - 1) * M + i : (M - round - 1) * M + j;
     }
 };
+#define EACH_PAIR _Pragma("unroll") for (int k = 0; k < MINE; k++)
+
+// where this worker's pairs, e = worker + k WORKERS, are in the table
+struct Places {
+    float t[MINE];
+    int interval[MINE];  // -1 where a pair doesn't count
+    __device__ __forceinline__ Places(const Here& h) {
+        EACH_PAIR {
+            int e = h.worker + k * WORKERS;
+            Pair pair(e < PAIRS ? e : 0);
+            const float* here = h.places + pair.i * M + pair.j;
+            float counts = here[h.all], place = here[5 * h.all];  // before anything waits
+            t[k] = here[0], interval[k] = e < PAIRS && counts > 0.f ? (int)place : -1;
+        }
+    }
+};
 
 struct Coefficients {
     float c[FILTERS][4], t;
     bool counts;
-    __device__ __forceinline__ void read(const Here& h, const float* table, int e) {
-        counts = false;
-        if (e >= PAIRS) return;
-        Pair pair(e);
-        const float* here = h.places + pair.i * M + pair.j;
-        t = here[0], counts = here[h.all] > 0.f;
-        if (!counts) return;
-        const float* from = table + (int)here[5 * h.all] * (4 * FILTERS * F) + h.group * WIDTH + h.channel;
+    __device__ __forceinline__ void read(const Here& h, const float* table, const Places& places, int k) {
+        if (k >= MINE) return;
+        counts = places.interval[k] >= 0, t = places.t[k];
+        const float* from = table + max(places.interval[k], 0) * (4 * FILTERS * F) + h.group * WIDTH + h.channel;
 #pragma unroll
         for (int f = 0; f < FILTERS; f++)
 #pragma unroll
@@ -97,40 +124,53 @@ __device__ __forceinline__ float sum_of_four(float x0, float x1, float x2, float
 
 // table: [intervals, 4, FILTERS, F]; bars: [groups of channels, 4, pairs], D and U of a pair as `whole` joins them: all
 // of it at one end, 0 at the other and where no pair counts
-extern "C" __global__ void __launch_bounds__(THREADS)
-few_transpose(const float* __restrict__ places, const float* __restrict__ table, const float* __restrict__ p,
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+few_transpose(const float* __restrict__ all_places, const float* __restrict__ table, const float* __restrict__ p,
               const float* __restrict__ q, const float* __restrict__ a, const float* __restrict__ b,
               const float* __restrict__ y, int molecules, float* __restrict__ a_bar, float* __restrict__ b_bar,
               float* __restrict__ y_bar, float* __restrict__ bars) {
-    SHARED(float, memory);
-    Here h(memory, places, molecules);
+    SHARED(float4, memory);
+    Here h(memory, all_places, molecules);
     constexpr int P = SENT, Q = SENT + 1;
-    for (int i = h.worker; i < M; i += WORKERS) {
-        h.read_sent(i, a, b, y);
-        h.at(i, P) = p[h.place(F, 0, i)];
-        EACH_AXIS h.at(i, Q + x) = q[h.place(3 * F, x * F, i)];
+    Places places(h);
+    float sent[SENT], above[4];
+    h.read_sent(sent, a, b, y);
+    if (h.worker < M) {
+        above[0] = p[h.place(F, 0)];
+        EACH_AXIS above[1 + x] = q[h.place(3 * F, x * F)];
     }
+    h.read_directions();
     float* bar = bars + (h.group * 4 + h.channel / (WIDTH / 4)) * h.all + h.molecule * SLOTS;
     bool writes = h.channel % (WIDTH / 4) == 0;
-    if (writes)
-        for (int i = h.worker; i < M; i += WORKERS) bar[i * M + i] = 0.f;
-    for (int first = h.worker; first < PAIRS + h.worker; first += AT_ONCE * WORKERS) {
+#pragma unroll
+    for (int begin = 0; begin < MINE; begin += AT_ONCE) {
         Coefficients w[AT_ONCE];
 #pragma unroll
-        for (int k = 0; k < AT_ONCE; k++) w[k].read(h, table, first + k * WORKERS);
-        if (first == h.worker) sync();  // the rows are there
+        for (int k = 0; k < AT_ONCE; k++) w[k].read(h, table, places, begin + k);
+        if (begin == 0) {
+            if (h.worker < M) {
+#pragma unroll
+                for (int r = 0; r < SENT; r++) h.at(h.worker, r) = sent[r];
+#pragma unroll
+                for (int r = 0; r < 4; r++) h.at(h.worker, P + r) = above[r];
+                if (writes) bar[h.worker * (M + 1)] = 0.f;
+            }
+            sync();
+        }
 #pragma unroll
         for (int k = 0; k < AT_ONCE; k++) {
-            int e = first + k * WORKERS;
-            if (first - h.worker + k * WORKERS >= PAIRS) continue;  // the same for all threads
+            int e = h.worker + (begin + k) * WORKERS;
+            if (begin + k >= MINE) continue;
             Pair pair(e < PAIRS ? e : 0);
             int i = pair.i, j = pair.j;
             float wb = w[k].value(1), d = 0.f, u_bar[3] = {};
             if (w[k].counts) {
                 float b_i = HAS_B ? h.at(i, 1) : 1.f, b_j = HAS_B ? h.at(j, 1) : 1.f, q_i = 0.f, q_j = 0.f, ways = 0.f;
+                float4 u4 = h.u[e];
+                float u[3] = {u4.x, u4.y, u4.z};
                 EACH_AXIS {
-                    float u = h.places[(2 + x) * h.all + i * M + j], mine = h.at(i, Q + x), its = h.at(j, Q + x);
-                    q_i += u * mine, q_j += u * its;
+                    float mine = h.at(i, Q + x), its = h.at(j, Q + x);
+                    q_i += u[x] * mine, q_j += u[x] * its;
                     u_bar[x] = wb * (b_i * its - b_j * mine);
                     if (HAS_Y) ways += h.at(i, Y + x) * its + h.at(j, Y + x) * mine;
                 }
@@ -143,73 +183,77 @@ few_transpose(const float* __restrict__ places, const float* __restrict__ table,
             if (!SUMS) continue;
             h.filter(e, 0) = w[k].value(0), h.filter(e, 1) = wb;
             if (HAS_Y) h.filter(e, 2) = w[k].value(FILTERS - 1);
-            if (h.channel < 3) h.u[3 * e + h.channel] = w[k].counts ? h.places[(2 + h.channel) * h.all + i * M + j] : 0.f;
         }
     }
     if (!SUMS) return;
     sync();
-    for (int i = h.worker; i < M; i += WORKERS) {
-        float sums[5] = {};
+    if (h.worker >= M) return;
+    float sums[5] = {};
 #pragma unroll 4
-        for (int round = 1; round < M; round++) {
-            int j;
-            float sign, along = 0.f;
-            int e = h.met(i, round, j, sign);
-            float wc = HAS_Y ? h.filter(e, 2) : 0.f;
-            sums[0] += h.filter(e, 0) * h.at(j, P);
-            EACH_AXIS {
-                float its = h.at(j, Q + x);
-                along += h.u[3 * e + x] * its;
-                if (HAS_Y) sums[2 + x] += wc * its;
-            }
-            if (HAS_B) sums[1] -= sign * h.filter(e, 1) * along;
+    for (int round = 1; round < M; round++) {
+        int j;
+        float sign;
+        int e = h.met(h.worker, round, j, sign);
+        float its[3];
+        EACH_AXIS its[x] = h.at(j, Q + x);
+        sums[0] += h.filter(e, 0) * h.at(j, P);
+        if (HAS_B) {
+            float4 u = h.u[e];
+            sums[1] -= sign * h.filter(e, 1) * (u.x * its[0] + u.y * its[1] + u.z * its[2]);
         }
-        a_bar[h.place(F, 0, i)] = sums[0];
-        if (HAS_B) b_bar[h.place(F, 0, i)] = sums[1];
-        if (HAS_Y) EACH_AXIS y_bar[h.place(3 * F, x * F, i)] = sums[2 + x];
+        if (HAS_Y) EACH_AXIS sums[2 + x] += h.filter(e, 2) * its[x];
     }
+    a_bar[h.place(F, 0)] = sums[0];
+    if (HAS_B) b_bar[h.place(F, 0)] = sums[1];
+    if (HAS_Y) EACH_AXIS y_bar[h.place(3 * F, x * F)] = sums[2 + x];
 }
 #else
 // table: [intervals, 4, FILTERS, F]
-extern "C" __global__ void __launch_bounds__(THREADS)
-few_message(const float* __restrict__ places, const float* __restrict__ table, const float* __restrict__ a,
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+few_message(const float* __restrict__ all_places, const float* __restrict__ table, const float* __restrict__ a,
             const float* __restrict__ b, const float* __restrict__ y, int molecules, float* __restrict__ ds,
             float* __restrict__ dv) {
-    SHARED(float, memory);
-    Here h(memory, places, molecules);
-    for (int i = h.worker; i < M; i += WORKERS) h.read_sent(i, a, b, y);
-    for (int first = h.worker; first < PAIRS; first += AT_ONCE * WORKERS) {
+    SHARED(float4, memory);
+    Here h(memory, all_places, molecules);
+    Places places(h);
+    float sent[SENT];
+    h.read_sent(sent, a, b, y);
+    h.read_directions();
+#pragma unroll
+    for (int begin = 0; begin < MINE; begin += AT_ONCE) {
         Coefficients w[AT_ONCE];
 #pragma unroll
-        for (int k = 0; k < AT_ONCE; k++) w[k].read(h, table, first + k * WORKERS);
+        for (int k = 0; k < AT_ONCE; k++) w[k].read(h, table, places, begin + k);
+        if (begin == 0 && h.worker < M)
+#pragma unroll
+            for (int r = 0; r < SENT; r++) h.at(h.worker, r) = sent[r];
 #pragma unroll
         for (int k = 0; k < AT_ONCE; k++) {
-            int e = first + k * WORKERS;
-            if (e >= PAIRS) break;
-            Pair pair(e);
+            int e = h.worker + (begin + k) * WORKERS;
+            if (begin + k >= MINE || e >= PAIRS) continue;
 #pragma unroll
             for (int f = 0; f < FILTERS; f++) h.filter(e, f) = w[k].value(f);
-            if (h.channel < 3) h.u[3 * e + h.channel] = w[k].counts ? h.places[(2 + h.channel) * h.all + pair.i * M + pair.j] : 0.f;
         }
     }
     sync();
-    for (int i = h.worker; i < M; i += WORKERS) {
-        float scalar = 0.f, vector[3] = {};
+    if (h.worker >= M) return;
+    float scalar = 0.f, vector[3] = {};
 #pragma unroll 4
-        for (int round = 1; round < M; round++) {
-            int j;
-            float sign;
-            int e = h.met(i, round, j, sign);
-            scalar += h.filter(e, 0) * h.at(j, 0);
-            float from_j = sign * h.filter(e, 1);
-            if (HAS_B) from_j *= h.at(j, 1);
-            EACH_AXIS {
-                vector[x] += h.u[3 * e + x] * from_j;
-                if (HAS_Y) vector[x] += h.filter(e, 2) * h.at(j, Y + x);
-            }
+    for (int round = 1; round < M; round++) {
+        int j;
+        float sign;
+        int e = h.met(h.worker, round, j, sign);
+        scalar += h.filter(e, 0) * h.at(j, 0);
+        float from_j = sign * h.filter(e, 1);
+        if (HAS_B) from_j *= h.at(j, 1);
+        float4 u4 = h.u[e];
+        float u[3] = {u4.x, u4.y, u4.z};
+        EACH_AXIS {
+            vector[x] += u[x] * from_j;
+            if (HAS_Y) vector[x] += h.filter(e, 2) * h.at(j, Y + x);
         }
-        ds[h.place(F, 0, i)] = scalar;
-        EACH_AXIS dv[h.place(3 * F, x * F, i)] = vector[x];
     }
+    ds[h.place(F, 0)] = scalar;
+    EACH_AXIS dv[h.place(3 * F, x * F)] = vector[x];
 }
 #endif

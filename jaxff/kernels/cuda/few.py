@@ -75,7 +75,7 @@ def _kernel(name: str, sources: Sources, geometry: Geometry, sums: bool = True) 
 def _of_size(name: str, f: int, slots: int, width: int, has_b: bool, has_y: bool, sums: bool) -> launch.Kernel:
     transposed, sent, filters = name == "few_transpose", 1 + has_b + 3 * has_y, 2 + has_y
     rows, pairs = (sent + 4 * transposed) | 1, slots * (slots - 1) // 2
-    shared = 4 * (slots * rows * width + pairs * ((filters | 1) * width + 3))
+    shared = 4 * (slots * rows * width + pairs * ((filters | 1) * width + 4))
     defines = (
         *(("F", f), ("M", slots), ("WIDTH", width), ("HAS_B", int(has_b)), ("HAS_Y", int(has_y))),
         *(("TRANSPOSE", int(transposed)), ("SUMS", int(sums))),

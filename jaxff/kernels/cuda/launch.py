@@ -105,12 +105,9 @@ def _lower(
     launched = gpu_triton.TritonKernelCall(compiled, blocks, 1, 1, parameters)
     config: Any = zlib.compress(launched.to_proto(kernel.name, b""))
     rule = jax.ffi.ffi_lowering(
-        "triton_kernel_call",
-        api_version=2,
-        backend_config=config,
-        operand_output_aliases={array: k for k, array in enumerate(in_place)},
+        "triton_kernel_call_ffi", operand_output_aliases={array: k for k, array in enumerate(in_place)}
     )
-    return rule(ctx, *arrays)
+    return rule(ctx, *arrays, opaque=config)
 
 
 mlir.register_lowering(_call, _lower, platform="cuda")
