@@ -143,7 +143,7 @@ def nve_loop(
     init, step = simulate.nve(energy, shift, TIMESTEP)
 
     def block(state: Any) -> Any:
-        return jax.lax.fori_loop(0, steps, lambda _, s: step(s), state, unroll=1 if batch else steps_in_a_turn(atoms))
+        return jax.lax.fori_loop(0, steps, lambda _, s: step(s), state, unroll=steps_in_a_turn(atoms))
 
     def start(key: jax.Array) -> Any:
         return init(key, jnp.asarray(positions, jnp.float32), 1e-4, mass=12.0)

@@ -28,7 +28,6 @@ Route = Literal["triton", "cuda", "molecules", "few", "native", "interpret"]
 
 
 SOME_ATOMS, SOME_BACK = 512, (32, 4)  # up to so many: channels and pairs of a program of the message transposed
-FEW_PAIRS = 2**16  # of a batch of molecules
 
 
 class Launch(NamedTuple):
@@ -112,7 +111,7 @@ def message_transpose(
     The list must be symmetric. With p = Δs̄, q = Δv̄ of receiver i and sender j, and u = u_ij = -u_ji:
     ā_i = Σ_j Wa p_j,  b̄_i = -Σ_j Wb u·q_j,  ȳ_i = Σ_j Wc q_j,
     D = Σ_f a_i p_j Wa' - b_i u·q_j Wb' + y_i·q_j Wc',  U = Σ_f b_i q_j Wb; `whole` joins them to pair gradients.
-    Route "native" gives what `whole` would.
+    Routes "native", "molecules" and "few" give what `whole` would.
     """
     module = _elsewhere(launch.route)
     if module is not None:
@@ -170,14 +169,10 @@ def first_transpose(
 
 def whole(pair_bars: Float[Array, "4 E"], geometry: Geometry, num_atoms: int, launch: Launch) -> Float[Array, "4 E"]:
     """[D, U_xyz] of each pair that counts minus those of its reverse, from what both have. No pair occurs twice."""
-    if launch.route == "native":
+    if launch.route in ("native", "molecules", "few"):
         return pair_bars
     e, senders = geometry.senders.shape[0], geometry.senders
     slots = e // num_atoms
-    if launch.dense and slots * slots < e <= FEW_PAIRS:  # XLA fuses this with what reads it, unlike a transposition
-        k = jnp.arange(e, dtype=jnp.int32)
-        reverse = k // (slots * slots) * (slots * slots) + k % slots * slots + k // slots % slots
-        return _joined(pair_bars, pair_bars[:, reverse])
     if launch.dense:
         there = pair_bars.reshape(4, -1, slots, slots).swapaxes(2, 3).reshape(4, e)
         return _joined(pair_bars, there)

@@ -67,14 +67,26 @@ struct Here {
         if (HAS_B) sent[1] = b[place(F, 0)];
         if (HAS_Y) EACH_AXIS sent[Y + x] = y[place(3 * F, x * F)];
     }
-    // the pair of atom i with the one that it meets in a round, and how its direction is counted
-    __device__ __forceinline__ int met(int i, int round, int& j, float& sign) const {
-        j = i + round < M ? i + round : i + round - M;
-        bool first = 2 * round < M || (2 * round == M && i < j);
-        sign = first ? 1.f : -1.f;
-        return first ? (round - 1) * M + i : (M - round - 1) * M + j;
+};
+// of atom i, the pair that begins a round with it, or the one that ends there; in the last round of an even number, half do
+struct Partner {
+    int j, e;
+    float sign;  // of the pair's direction
+    __device__ __forceinline__ Partner(int i, int round, bool begins) {
+        j = begins ? i + round : i - round;
+        j += j < 0 ? M : j < M ? 0 : -M;
+        bool last = 2 * round == M;
+        e = (round - 1) * M + (last ? min(i, j) : begins ? i : j);
+        sign = (last ? i < j : begins) ? 1.f : -1.f;
     }
 };
+// add(partner) for all of them
+template <class Add>
+__device__ __forceinline__ void each_partner(int i, const Add& add) {
+#pragma unroll 5
+    for (int round = 1; 2 * round < M; round++) add(Partner(i, round, true)), add(Partner(i, round, false));
+    if (M % 2 == 0) add(Partner(i, M / 2, true));
+}
 #define EACH_PAIR _Pragma("unroll") for (int k = 0; k < MINE; k++)
 
 // where this worker's pairs, e = worker + k WORKERS, are in the table
@@ -122,8 +134,8 @@ __device__ __forceinline__ float sum_of_four(float x0, float x1, float x2, float
     return z;
 }
 
-// table: [intervals, 4, FILTERS, F]; bars: [groups of channels, 4, pairs], D and U of a pair as `whole` joins them: all
-// of it at one end, 0 at the other and where no pair counts
+// table: [intervals, 4, FILTERS, F]; bars: [groups of channels, 4, pairs], D and U of a pair as `whole` joins them; 0
+// where no pair counts
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 few_transpose(const float* __restrict__ all_places, const float* __restrict__ table, const float* __restrict__ p,
               const float* __restrict__ q, const float* __restrict__ a, const float* __restrict__ b,
@@ -142,6 +154,7 @@ few_transpose(const float* __restrict__ all_places, const float* __restrict__ ta
     h.read_directions();
     float* bar = bars + (h.group * 4 + h.channel / (WIDTH / 4)) * h.all + h.molecule * SLOTS;
     bool writes = h.channel % (WIDTH / 4) == 0;
+    float sign = h.channel < WIDTH / 4 ? 1.f : -1.f;  // D, or U, of which a pair has that of its reverse minus its own
 #pragma unroll
     for (int begin = 0; begin < MINE; begin += AT_ONCE) {
         Coefficients w[AT_ONCE];
@@ -179,7 +192,7 @@ few_transpose(const float* __restrict__ all_places, const float* __restrict__ ta
             }
             float total = sum_of_four(d, u_bar[0], u_bar[1], u_bar[2]);
             if (e >= PAIRS) continue;
-            if (writes) bar[i * M + j] = total, bar[j * M + i] = 0.f;
+            if (writes) bar[i * M + j] = sign * total, bar[j * M + i] = total;
             if (!SUMS) continue;
             h.filter(e, 0) = w[k].value(0), h.filter(e, 1) = wb;
             if (HAS_Y) h.filter(e, 2) = w[k].value(FILTERS - 1);
@@ -189,20 +202,16 @@ few_transpose(const float* __restrict__ all_places, const float* __restrict__ ta
     sync();
     if (h.worker >= M) return;
     float sums[5] = {};
-#pragma unroll 4
-    for (int round = 1; round < M; round++) {
-        int j;
-        float sign;
-        int e = h.met(h.worker, round, j, sign);
-        float its[3];
-        EACH_AXIS its[x] = h.at(j, Q + x);
-        sums[0] += h.filter(e, 0) * h.at(j, P);
+    each_partner(h.worker, [&](const Partner& its) {
+        float q[3];
+        EACH_AXIS q[x] = h.at(its.j, Q + x);
+        sums[0] += h.filter(its.e, 0) * h.at(its.j, P);
         if (HAS_B) {
-            float4 u = h.u[e];
-            sums[1] -= sign * h.filter(e, 1) * (u.x * its[0] + u.y * its[1] + u.z * its[2]);
+            float4 u = h.u[its.e];
+            sums[1] -= its.sign * h.filter(its.e, 1) * (u.x * q[0] + u.y * q[1] + u.z * q[2]);
         }
-        if (HAS_Y) EACH_AXIS sums[2 + x] += h.filter(e, 2) * its[x];
-    }
+        if (HAS_Y) EACH_AXIS sums[2 + x] += h.filter(its.e, 2) * q[x];
+    });
     a_bar[h.place(F, 0)] = sums[0];
     if (HAS_B) b_bar[h.place(F, 0)] = sums[1];
     if (HAS_Y) EACH_AXIS y_bar[h.place(3 * F, x * F)] = sums[2 + x];
@@ -238,21 +247,17 @@ few_message(const float* __restrict__ all_places, const float* __restrict__ tabl
     sync();
     if (h.worker >= M) return;
     float scalar = 0.f, vector[3] = {};
-#pragma unroll 4
-    for (int round = 1; round < M; round++) {
-        int j;
-        float sign;
-        int e = h.met(h.worker, round, j, sign);
-        scalar += h.filter(e, 0) * h.at(j, 0);
-        float from_j = sign * h.filter(e, 1);
-        if (HAS_B) from_j *= h.at(j, 1);
-        float4 u4 = h.u[e];
+    each_partner(h.worker, [&](const Partner& its) {
+        scalar += h.filter(its.e, 0) * h.at(its.j, 0);
+        float along = its.sign * h.filter(its.e, 1);
+        if (HAS_B) along *= h.at(its.j, 1);
+        float4 u4 = h.u[its.e];
         float u[3] = {u4.x, u4.y, u4.z};
         EACH_AXIS {
-            vector[x] += u[x] * from_j;
-            if (HAS_Y) vector[x] += h.filter(e, 2) * h.at(j, Y + x);
+            vector[x] += u[x] * along;
+            if (HAS_Y) vector[x] += h.filter(its.e, 2) * h.at(its.j, Y + x);
         }
-    }
+    });
     ds[h.place(F, 0)] = scalar;
     EACH_AXIS dv[h.place(3 * F, x * F)] = vector[x];
 }

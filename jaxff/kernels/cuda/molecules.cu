@@ -113,8 +113,8 @@ __device__ __forceinline__ float sum_of_four(float x0, float x1, float x2, float
     return z;
 }
 
-// table: [intervals, 4, FILTERS, F]; bars: [groups of channels, 4, pairs], D and U of a pair as `whole` joins them: all
-// of it at one end, 0 at the other, anything where no pair counts
+// table: [intervals, 4, FILTERS, F]; bars: [groups of channels, 4, pairs], D and U of a pair as `whole` joins them, and
+// anything where no pair counts
 extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT)
 molecule_transpose(const float* __restrict__ places, const float* __restrict__ table, const float* __restrict__ p,
                    const float* __restrict__ q, const float* __restrict__ a, const float* __restrict__ b,
@@ -138,6 +138,7 @@ molecule_transpose(const float* __restrict__ places, const float* __restrict__ t
         for (int r = 0; r < SUMS; r++)
             if (h.own(k) < M) own[k][r] = h.at(h.own(k), r);
     float* bar = bars + (h.group * 4 + lane() / 8) * h.all + h.molecule * SLOTS;
+    float sign = lane() < 8 ? 1.f : -1.f;  // D, or U, of which a pair has that of its reverse minus its own
 #pragma unroll 2
     for (int round = 1; round <= M / 2; round++) {
         EACH_OWN h.read_filters(filters[k], table, k, round);
@@ -164,7 +165,7 @@ molecule_transpose(const float* __restrict__ places, const float* __restrict__ t
             Lanes d = w.slope(0, t) * (mine[0] * p_j + h.at(j, 0) * mine[P]) - w.slope(1, t) * (b_i * q_j - b_j * q_i);
             if (HAS_Y) d += w.slope(FILTERS - 1, t) * ways;
             float total = sum_of_four(sum(d), sum(u_bar[0]), sum(u_bar[1]), sum(u_bar[2]));
-            if (lane() % 8 == 0) bar[e] = total, bar[j * M + i] = 0.f;
+            if (lane() % 8 == 0) bar[e] = sign * total, bar[j * M + i] = total;
         }
         sync();
     }
