@@ -1,18 +1,19 @@
 // Message sums over all pairs of few molecules of M atoms, and their transpose: jaxff.kernels.message with its tables.
 //
 // A block serves WIDTH channels of one molecule, few, so that blocks fill the GPU. First each thread makes filters of
-// some pairs, one channel of them; they wait in shared memory, where both ends of a pair find them: the second half
-// sums for each atom. Pairs are counted by rounds: in round k, atom i meets atom (i + k) mod M.
+// some pairs, two channels of them; they wait in shared memory, where both ends of a pair find them: in the second half
+// each thread sums one channel of an atom. Pairs are counted by rounds: in round k, atom i meets atom (i + k) mod M.
 // Defined from outside: F, M, WIDTH, HAS_B and HAS_Y (jaxff.kernels.message.Sources), TRANSPOSE (which of the two
 // kernels), SUMS (0: only the pairs' gradients).
 #define THREADS 512
 #if TRANSPOSE
-#define AT_ONCE 4  // pairs whose filters a thread asks for at once
+#define AT_ONCE 2  // pairs whose filters a thread asks for at once
 #else
-#define AT_ONCE 8
+#define AT_ONCE 4
 #endif
 #define GROUPS (F / WIDTH)
-#define WORKERS (THREADS / WIDTH)  // pairs at once; no fewer than M, an atom each
+#define LANES (WIDTH / 2)          // of a pair
+#define WORKERS (THREADS / LANES)  // pairs at once
 #define FILTERS (2 + HAS_Y)        // Wa, Wb, Wc
 #define SLOTS (M * M)              // of a molecule
 #define PAIRS (M * (M - 1) / 2)
@@ -27,6 +28,18 @@
 #define FILTER_ROWS (FILTERS | 1)  // of a pair, likewise
 #define EACH_AXIS _Pragma("unroll") for (int x = 0; x < 3; x++)
 
+struct alignas(8) Two {  // numbers of two channels
+    float v[2];
+};
+#define OPERATOR(op) \
+    __device__ __forceinline__ Two operator op(const Two& a, const Two& b) { return {a.v[0] op b.v[0], a.v[1] op b.v[1]}; }
+OPERATOR(+)
+OPERATOR(-)
+OPERATOR(*)
+__device__ __forceinline__ Two operator*(float x, const Two& a) { return {x * a.v[0], x * a.v[1]}; }
+__device__ __forceinline__ void operator+=(Two& a, const Two& b) { a = a + b; }
+__device__ __forceinline__ float sum(const Two& a) { return a.v[0] + a.v[1]; }
+
 struct Pair {
     int i, j;
     __device__ __forceinline__ Pair(int e) {
@@ -36,21 +49,25 @@ struct Pair {
 };
 
 struct Here {
-    int molecule, group, channel, worker, all;  // channel: of the block's; all: slots of all molecules
+    int molecule, group, all;  // all: slots of all molecules
+    int atom, channel;         // that this thread sums, if it is one of the molecule; a channel of the block's
+    int worker, two;           // that of its pairs, and two channels
     float *rows, *filters;                      // of atoms [M, ROWS, WIDTH]; of pairs [PAIRS, FILTER_ROWS, WIDTH]
     float4* u;                                  // of pairs, 0 where they don't count
     const float* places;
 
     __device__ __forceinline__ Here(float4* memory, const float* all_places, int molecules) {
         group = block() % GROUPS, molecule = block() / GROUPS, all = molecules * SLOTS;
-        channel = thread() % WIDTH, worker = thread() / WIDTH;
+        atom = thread() / WIDTH, channel = thread() % WIDTH, worker = thread() / LANES, two = 2 * (thread() % LANES);
         u = memory, rows = (float*)(u + PAIRS), filters = rows + M * ROWS * WIDTH;
         places = all_places + molecule * SLOTS;
     }
     __device__ __forceinline__ float& at(int i, int row) const { return rows[(i * ROWS + row) * WIDTH + channel]; }
     __device__ __forceinline__ float& filter(int e, int f) const { return filters[(e * FILTER_ROWS + f) * WIDTH + channel]; }
-    __device__ __forceinline__ int place(int stride, int offset) const {  // of this worker's atom
-        return (molecule * M + worker) * stride + offset + group * WIDTH + channel;
+    __device__ __forceinline__ const Two& two_at(int i, int row) const { return *(const Two*)(rows + (i * ROWS + row) * WIDTH + two); }
+    __device__ __forceinline__ Two& two_filters(int e, int f) const { return *(Two*)(filters + (e * FILTER_ROWS + f) * WIDTH + two); }
+    __device__ __forceinline__ int place(int stride, int offset) const {  // of this thread's atom
+        return (molecule * M + atom) * stride + offset + group * WIDTH + channel;
     }
     __device__ __forceinline__ void read_directions() const {
         for (int e = thread(); e < PAIRS; e += THREADS) {
@@ -60,9 +77,9 @@ struct Here {
             u[e] = make_float4(counts * here[2 * all], counts * here[3 * all], counts * here[4 * all], 0.f);
         }
     }
-    // what this worker's atom sends
+    // what this thread's atom sends
     __device__ __forceinline__ void read_sent(float (&sent)[SENT], const float* a, const float* b, const float* y) const {
-        if (worker >= M) return;
+        if (atom >= M) return;
         sent[0] = a[place(F, 0)];
         if (HAS_B) sent[1] = b[place(F, 0)];
         if (HAS_Y) EACH_AXIS sent[Y + x] = y[place(3 * F, x * F)];
@@ -105,32 +122,33 @@ struct Places {
 };
 
 struct Coefficients {
-    float c[FILTERS][4], t;
+    Two c[FILTERS][4];
+    float t;
     bool counts;
     __device__ __forceinline__ void read(const Here& h, const float* table, const Places& places, int k) {
         if (k >= MINE) return;
         counts = places.interval[k] >= 0, t = places.t[k];
-        const float* from = table + max(places.interval[k], 0) * (4 * FILTERS * F) + h.group * WIDTH + h.channel;
+        const float* from = table + max(places.interval[k], 0) * (4 * FILTERS * F) + h.group * WIDTH + h.two;
 #pragma unroll
         for (int f = 0; f < FILTERS; f++)
 #pragma unroll
-            for (int power = 0; power < 4; power++) c[f][power] = from[(power * FILTERS + f) * F];
+            for (int power = 0; power < 4; power++) c[f][power] = *(const Two*)(from + (power * FILTERS + f) * F);
     }
-    __device__ __forceinline__ float value(int f) const {
-        return counts ? c[f][0] + t * (c[f][1] + t * (c[f][2] + t * c[f][3])) : 0.f;
+    __device__ __forceinline__ Two value(int f) const {
+        return (counts ? 1.f : 0.f) * (c[f][0] + t * (c[f][1] + t * (c[f][2] + t * c[f][3])));
     }
-    __device__ __forceinline__ float slope(int f) const { return c[f][1] + t * (2.f * c[f][2] + 3.f * t * c[f][3]); }
+    __device__ __forceinline__ Two slope(int f) const { return c[f][1] + t * (2.f * c[f][2] + (3.f * t) * c[f][3]); }
 };
 
 #if TRANSPOSE
-// sums over WIDTH lanes of four numbers, of which a lane gets one: the (lane / (WIDTH / 4))-th
+// sums over LANES of four numbers, of which a lane gets one: the (lane / (LANES / 4))-th
 __device__ __forceinline__ float sum_of_four(float x0, float x1, float x2, float x3) {
-    bool upper = thread() & WIDTH / 2, odd = thread() & WIDTH / 4;
-    float y0 = (upper ? x2 : x0) + from_lane(upper ? x0 : x2, WIDTH / 2);
-    float y1 = (upper ? x3 : x1) + from_lane(upper ? x1 : x3, WIDTH / 2);
-    float z = (odd ? y1 : y0) + from_lane(odd ? y0 : y1, WIDTH / 4);
+    bool upper = thread() & LANES / 2, odd = thread() & LANES / 4;
+    float y0 = (upper ? x2 : x0) + from_lane(upper ? x0 : x2, LANES / 2);
+    float y1 = (upper ? x3 : x1) + from_lane(upper ? x1 : x3, LANES / 2);
+    float z = (odd ? y1 : y0) + from_lane(odd ? y0 : y1, LANES / 4);
 #pragma unroll
-    for (int mask = WIDTH / 8; mask; mask /= 2) z += from_lane(z, mask);
+    for (int mask = LANES / 8; mask; mask /= 2) z += from_lane(z, mask);
     return z;
 }
 
@@ -147,26 +165,26 @@ few_transpose(const float* __restrict__ all_places, const float* __restrict__ ta
     Places places(h);
     float sent[SENT], above[4];
     h.read_sent(sent, a, b, y);
-    if (h.worker < M) {
+    if (h.atom < M) {
         above[0] = p[h.place(F, 0)];
         EACH_AXIS above[1 + x] = q[h.place(3 * F, x * F)];
     }
     h.read_directions();
-    float* bar = bars + (h.group * 4 + h.channel / (WIDTH / 4)) * h.all + h.molecule * SLOTS;
-    bool writes = h.channel % (WIDTH / 4) == 0;
-    float sign = h.channel < WIDTH / 4 ? 1.f : -1.f;  // D, or U, of which a pair has that of its reverse minus its own
+    for (int k = thread(); k < 4 * M; k += THREADS) bars[(h.group * 4 + k / M) * h.all + h.molecule * SLOTS + k % M * (M + 1)] = 0.f;
+    float* bar = bars + (h.group * 4 + h.two / (WIDTH / 4)) * h.all + h.molecule * SLOTS;
+    bool writes = h.two % (WIDTH / 4) == 0;
+    float sign = h.two < WIDTH / 4 ? 1.f : -1.f;  // D, or U, of which a pair has that of its reverse minus its own
 #pragma unroll
     for (int begin = 0; begin < MINE; begin += AT_ONCE) {
         Coefficients w[AT_ONCE];
 #pragma unroll
         for (int k = 0; k < AT_ONCE; k++) w[k].read(h, table, places, begin + k);
         if (begin == 0) {
-            if (h.worker < M) {
+            if (h.atom < M) {
 #pragma unroll
-                for (int r = 0; r < SENT; r++) h.at(h.worker, r) = sent[r];
+                for (int r = 0; r < SENT; r++) h.at(h.atom, r) = sent[r];
 #pragma unroll
-                for (int r = 0; r < 4; r++) h.at(h.worker, P + r) = above[r];
-                if (writes) bar[h.worker * (M + 1)] = 0.f;
+                for (int r = 0; r < 4; r++) h.at(h.atom, P + r) = above[r];
             }
             sync();
         }
@@ -176,33 +194,34 @@ few_transpose(const float* __restrict__ all_places, const float* __restrict__ ta
             if (begin + k >= MINE) continue;
             Pair pair(e < PAIRS ? e : 0);
             int i = pair.i, j = pair.j;
-            float wb = w[k].value(1), d = 0.f, u_bar[3] = {};
+            Two zero = {}, one = {1.f, 1.f}, wb = w[k].value(1), d = zero, u_bar[3] = {};
             if (w[k].counts) {
-                float b_i = HAS_B ? h.at(i, 1) : 1.f, b_j = HAS_B ? h.at(j, 1) : 1.f, q_i = 0.f, q_j = 0.f, ways = 0.f;
+                Two b_i = HAS_B ? h.two_at(i, 1) : one, b_j = HAS_B ? h.two_at(j, 1) : one, q_i = zero, q_j = zero, ways = zero;
                 float4 u4 = h.u[e];
                 float u[3] = {u4.x, u4.y, u4.z};
                 EACH_AXIS {
-                    float mine = h.at(i, Q + x), its = h.at(j, Q + x);
+                    Two mine = h.two_at(i, Q + x), its = h.two_at(j, Q + x);
                     q_i += u[x] * mine, q_j += u[x] * its;
                     u_bar[x] = wb * (b_i * its - b_j * mine);
-                    if (HAS_Y) ways += h.at(i, Y + x) * its + h.at(j, Y + x) * mine;
+                    if (HAS_Y) ways += h.two_at(i, Y + x) * its + h.two_at(j, Y + x) * mine;
                 }
-                d = w[k].slope(0) * (h.at(i, 0) * h.at(j, P) + h.at(j, 0) * h.at(i, P)) - w[k].slope(1) * (b_i * q_j - b_j * q_i);
+                d = w[k].slope(0) * (h.two_at(i, 0) * h.two_at(j, P) + h.two_at(j, 0) * h.two_at(i, P));
+                d += w[k].slope(1) * (b_j * q_i - b_i * q_j);
                 if (HAS_Y) d += w[k].slope(FILTERS - 1) * ways;
             }
-            float total = sum_of_four(d, u_bar[0], u_bar[1], u_bar[2]);
+            float total = sum_of_four(sum(d), sum(u_bar[0]), sum(u_bar[1]), sum(u_bar[2]));
             if (e >= PAIRS) continue;
             if (writes) bar[i * M + j] = sign * total, bar[j * M + i] = total;
             if (!SUMS) continue;
-            h.filter(e, 0) = w[k].value(0), h.filter(e, 1) = wb;
-            if (HAS_Y) h.filter(e, 2) = w[k].value(FILTERS - 1);
+            h.two_filters(e, 0) = w[k].value(0), h.two_filters(e, 1) = wb;
+            if (HAS_Y) h.two_filters(e, 2) = w[k].value(FILTERS - 1);
         }
     }
     if (!SUMS) return;
     sync();
-    if (h.worker >= M) return;
+    if (h.atom >= M) return;
     float sums[5] = {};
-    each_partner(h.worker, [&](const Partner& its) {
+    each_partner(h.atom, [&](const Partner& its) {
         float q[3];
         EACH_AXIS q[x] = h.at(its.j, Q + x);
         sums[0] += h.filter(its.e, 0) * h.at(its.j, P);
@@ -233,21 +252,21 @@ few_message(const float* __restrict__ all_places, const float* __restrict__ tabl
         Coefficients w[AT_ONCE];
 #pragma unroll
         for (int k = 0; k < AT_ONCE; k++) w[k].read(h, table, places, begin + k);
-        if (begin == 0 && h.worker < M)
+        if (begin == 0 && h.atom < M)
 #pragma unroll
-            for (int r = 0; r < SENT; r++) h.at(h.worker, r) = sent[r];
+            for (int r = 0; r < SENT; r++) h.at(h.atom, r) = sent[r];
 #pragma unroll
         for (int k = 0; k < AT_ONCE; k++) {
             int e = h.worker + (begin + k) * WORKERS;
             if (begin + k >= MINE || e >= PAIRS) continue;
 #pragma unroll
-            for (int f = 0; f < FILTERS; f++) h.filter(e, f) = w[k].value(f);
+            for (int f = 0; f < FILTERS; f++) h.two_filters(e, f) = w[k].value(f);
         }
     }
     sync();
-    if (h.worker >= M) return;
+    if (h.atom >= M) return;
     float scalar = 0.f, vector[3] = {};
-    each_partner(h.worker, [&](const Partner& its) {
+    each_partner(h.atom, [&](const Partner& its) {
         scalar += h.filter(its.e, 0) * h.at(its.j, 0);
         float along = its.sign * h.filter(its.e, 1);
         if (HAS_B) along *= h.at(its.j, 1);
