@@ -67,7 +67,7 @@ class Step(NamedTuple):
 class Heard(NamedTuple):
     """A message to be summed; or, with the cotangents of its sums (times `scale`, if given), to be transposed.
 
-    numbers: as for jaxff.kernels.message.message.
+    numbers, before: as for jaxff.kernels.message.message, and for its transpose.
     """
 
     sources: Sources
@@ -75,6 +75,7 @@ class Heard(NamedTuple):
     above: tuple[Array, Array] | None = None
     scale: Float[Array, "N"] | None = None
     numbers: Int[Array, "N"] | None = None
+    before: Any = None
 
 
 class Scaled(NamedTuple):
@@ -198,7 +199,8 @@ def hear(step: Step, heard: Heard) -> tuple[list[Array], Any]:
     """The sums of a message, those of vectors as one array; or of its transpose, and the pair gradients [4, E]."""
     if heard.above is None:
         return list(message(heard.sources, heard.table, step.geometry, step.launch, heard.numbers)), None
-    bars, pair_bars = message_transpose(heard.sources, heard.above, heard.table, step.geometry, step.launch)
+    args = heard.sources, heard.above, heard.table, step.geometry, step.launch
+    bars, pair_bars = message_transpose(*args, heard.before)
     return [x for x in bars if x is not None], pair_bars
 
 

@@ -105,14 +105,20 @@ def message_transpose(
     table: Any,
     geometry: Geometry,
     launch: Launch,
-) -> tuple[Sources, Float[Array, "4 E"]]:
+    before: Any = None,
+) -> tuple[Sources, Float[Array, "..."]]:
     """Cotangents of the sources; and of distance and direction, [D, U_xyz], of each pair what i sends to j gives them.
 
     The list must be symmetric. With p = Δs̄, q = Δv̄ of receiver i and sender j, and u = u_ij = -u_ji:
     ā_i = Σ_j Wa p_j,  b̄_i = -Σ_j Wb u·q_j,  ȳ_i = Σ_j Wc q_j,
     D = Σ_f a_i p_j Wa' - b_i u·q_j Wb' + y_i·q_j Wc',  U = Σ_f b_i q_j Wb; `whole` joins them to pair gradients.
-    Routes "native", "molecules" and "few" give what `whole` would.
+    Routes "native" and "molecules" give what `whole` would. Route "few" gives it by groups of channels, [G, 4, E], and
+    adds it to `before`, which another message gave.
     """
+    if launch.route == "few":
+        from jaxff.kernels.cuda import few
+
+        return few.message_transpose(sources, cotangents, table, geometry, before)
     module = _elsewhere(launch.route)
     if module is not None:
         return module.message_transpose(sources, cotangents, table, geometry)
@@ -137,12 +143,13 @@ def first_transpose(
     geometry: Geometry,
     launch: Launch,
     numbers: Int[Array, "N"] | None = None,
-) -> Float[Array, "4 E"]:
+    before: Any = None,
+) -> Float[Array, "..."]:
     """Pair gradients as `message_transpose` gives them, for sources that need no cotangents and have no y.
 
     The other half of each pair, what j sends to i, as `whole` may take it instead: [D, -U] with
     D = Σ_f a_j p_i Wa' + b_j u·q_i Wb',  U = Σ_f b_j q_i Wb. Where the sources follow from the elements, few of them
-    come from far. numbers: as for `message`.
+    come from far. numbers: as for `message`; before: as for `message_transpose`.
     """
     if numbers is not None:
         from jaxff.kernels.cuda import engine
@@ -151,7 +158,7 @@ def first_transpose(
     if launch.route == "few":
         from jaxff.kernels.cuda import few
 
-        return few.first_transpose(sources, cotangents, table, geometry)
+        return few.first_transpose(sources, cotangents, table, geometry, before)
     if _elsewhere(launch.route) is not None:
         return message_transpose(sources, cotangents, table, geometry, launch)[1]
     n, f = sources.a.shape
@@ -167,9 +174,11 @@ def first_transpose(
     return total(list(pair_bars))
 
 
-def whole(pair_bars: Float[Array, "4 E"], geometry: Geometry, num_atoms: int, launch: Launch) -> Float[Array, "4 E"]:
+def whole(pair_bars: Float[Array, "..."], geometry: Geometry, num_atoms: int, launch: Launch) -> Float[Array, "4 E"]:
     """[D, U_xyz] of each pair that counts minus those of its reverse, from what both have. No pair occurs twice."""
-    if launch.route in ("native", "molecules", "few"):
+    if launch.route == "few":
+        return total(list(pair_bars))
+    if launch.route in ("native", "molecules"):
         return pair_bars
     e, senders = geometry.senders.shape[0], geometry.senders
     slots = e // num_atoms

@@ -220,12 +220,15 @@ def test_messages_within_molecules(
     sources = Sources(single(a), single(b) if has_b else None, single(y) if has_y else None)
     arguments = jnp.asarray(table, jnp.float32), pairs.geometry
     ds, dv = module.message(sources, *arguments)
-    bars, halves_of_pairs = module.message_transpose(sources, (single(p), single(q)), *arguments)
+    arguments = sources, (single(p), single(q)), *arguments
     if module is few:
-        np.testing.assert_array_equal(
-            few.first_transpose(sources, (single(p), single(q)), *arguments), halves_of_pairs
-        )
-    launched = Launch(f, 1, 0, "molecules", cuda=True, dense=True)
+        bars, halves_of_pairs = few.message_transpose(*arguments, None)
+        np.testing.assert_array_equal(few.first_transpose(*arguments, None), halves_of_pairs)
+        twice = few.first_transpose(*arguments, halves_of_pairs)
+        np.testing.assert_array_equal(twice, 2 * halves_of_pairs)
+    else:
+        bars, halves_of_pairs = molecules.message_transpose(*arguments)
+    launched = Launch(f, 1, 0, "few" if module is few else "molecules", cuda=True, dense=True)
     got = np.where(pairs.mask, np.asarray(whole(halves_of_pairs, pairs.geometry, n, launched)).reshape(4, n, size), 0)
 
     *sums, expected_halves = pairs.sums(a, b, y if has_y else None, p, q)

@@ -2,22 +2,17 @@
 //
 // A block serves WIDTH channels of one molecule, few, so that blocks fill the GPU. First each thread makes filters of
 // some pairs, two channels of them; they wait in shared memory, where both ends of a pair find them: in the second half
-// each thread sums one channel of an atom. Pairs are counted by rounds: in round k, atom i meets atom (i + k) mod M.
-// Defined from outside: F, M, WIDTH, HAS_B and HAS_Y (jaxff.kernels.message.Sources), TRANSPOSE (which of the two
-// kernels), SUMS (0: only the pairs' gradients).
-#define THREADS 512
-#if TRANSPOSE
-#define AT_ONCE 2  // pairs whose filters a thread asks for at once
-#else
-#define AT_ONCE 4
-#endif
+// PARTS threads sum one channel of an atom. Pairs are counted by rounds: in round k, atom i meets atom (i + k) mod M.
+// The code is short, as each block runs it once, and the next kernel displaces it.
+// Defined from outside: THREADS, F, M, WIDTH, HAS_B and HAS_Y (jaxff.kernels.message.Sources), TRANSPOSE (which of the
+// two kernels), SUMS (0: only the pairs' gradients), ADDS (1: to what other messages gave those).
 #define GROUPS (F / WIDTH)
 #define LANES (WIDTH / 2)          // of a pair
 #define WORKERS (THREADS / LANES)  // pairs at once
 #define FILTERS (2 + HAS_Y)        // Wa, Wb, Wc
 #define SLOTS (M * M)              // of a molecule
 #define PAIRS (M * (M - 1) / 2)
-#define MINE ((PAIRS + WORKERS - 1) / WORKERS + (M == 1))  // pairs of a worker, at least one
+#define PARTS min(4, THREADS / WIDTH / M)  // threads that share an atom's channel
 #define SENT (1 + HAS_B + 3 * HAS_Y)  // rows that an atom sends: a, b, y
 #define Y (1 + HAS_B)                 // the place of y
 #if TRANSPOSE
@@ -50,17 +45,18 @@ struct Pair {
 
 struct Here {
     int molecule, group, all;  // all: slots of all molecules
-    int atom, channel;         // that this thread sums, if it is one of the molecule; a channel of the block's
+    int atom, part, channel;   // that this thread sums, if part < PARTS; a channel of the block's
     int worker, two;           // that of its pairs, and two channels
     float *rows, *filters;                      // of atoms [M, ROWS, WIDTH]; of pairs [PAIRS, FILTER_ROWS, WIDTH]
+    float* shares;                              // of sums, [PARTS - 1, M, 4 or 5, WIDTH]
     float4* u;                                  // of pairs, 0 where they don't count
     const float* places;
 
     __device__ __forceinline__ Here(float4* memory, const float* all_places, int molecules) {
         group = block() % GROUPS, molecule = block() / GROUPS, all = molecules * SLOTS;
-        atom = thread() / WIDTH, channel = thread() % WIDTH, worker = thread() / LANES, two = 2 * (thread() % LANES);
+        atom = thread() / WIDTH % M, part = thread() / (WIDTH * M), channel = thread() % WIDTH, worker = thread() / LANES, two = 2 * (thread() % LANES);
         u = memory, rows = (float*)(u + PAIRS), filters = rows + M * ROWS * WIDTH;
-        places = all_places + molecule * SLOTS;
+        shares = filters + PAIRS * FILTER_ROWS * WIDTH, places = all_places + molecule * SLOTS;
     }
     __device__ __forceinline__ float& at(int i, int row) const { return rows[(i * ROWS + row) * WIDTH + channel]; }
     __device__ __forceinline__ float& filter(int e, int f) const { return filters[(e * FILTER_ROWS + f) * WIDTH + channel]; }
@@ -79,7 +75,7 @@ struct Here {
     }
     // what this thread's atom sends
     __device__ __forceinline__ void read_sent(float (&sent)[SENT], const float* a, const float* b, const float* y) const {
-        if (atom >= M) return;
+        if (part > 0) return;
         sent[0] = a[place(F, 0)];
         if (HAS_B) sent[1] = b[place(F, 0)];
         if (HAS_Y) EACH_AXIS sent[Y + x] = y[place(3 * F, x * F)];
@@ -97,27 +93,37 @@ struct Partner {
         sign = (last ? i < j : begins) ? 1.f : -1.f;
     }
 };
-// add(partner) for all of them
+// add(partner) for all of a part
 template <class Add>
-__device__ __forceinline__ void each_partner(int i, const Add& add) {
-#pragma unroll 5
-    for (int round = 1; 2 * round < M; round++) add(Partner(i, round, true)), add(Partner(i, round, false));
-    if (M % 2 == 0) add(Partner(i, M / 2, true));
+__device__ __forceinline__ void each_partner(const Here& h, const Add& add) {
+#pragma unroll 1
+    for (int round = 1 + h.part; 2 * round < M; round += PARTS) add(Partner(h.atom, round, true)), add(Partner(h.atom, round, false));
+    if (M % 2 == 0 && h.part == 0) add(Partner(h.atom, M / 2, true));
 }
-#define EACH_PAIR _Pragma("unroll") for (int k = 0; k < MINE; k++)
+// the sums of all parts, for the first one
+template <int N>
+__device__ __forceinline__ void join_parts(const Here& h, float (&sums)[N]) {
+    if (PARTS == 1) return;
+#pragma unroll
+    for (int k = 0; k < N; k++)
+        if (h.part > 0 && h.part < PARTS) h.shares[(((h.part - 1) * M + h.atom) * N + k) * WIDTH + h.channel] = sums[k];
+    sync();
+#pragma unroll
+    for (int k = 0; k < N; k++)
+#pragma unroll
+        for (int part = 1; part < PARTS; part++)
+            if (h.part == 0) sums[k] += h.shares[(((part - 1) * M + h.atom) * N + k) * WIDTH + h.channel];
+}
 
-// where this worker's pairs, e = worker + k WORKERS, are in the table
-struct Places {
-    float t[MINE];
-    int interval[MINE];  // -1 where a pair doesn't count
-    __device__ __forceinline__ Places(const Here& h) {
-        EACH_PAIR {
-            int e = h.worker + k * WORKERS;
-            Pair pair(e < PAIRS ? e : 0);
-            const float* here = h.places + pair.i * M + pair.j;
-            float counts = here[h.all], place = here[5 * h.all];  // before anything waits
-            t[k] = here[0], interval[k] = e < PAIRS && counts > 0.f ? (int)place : -1;
-        }
+// where a pair is in the table
+struct Place {
+    float t;
+    int interval;  // -1 where it doesn't count
+    __device__ __forceinline__ Place(const Here& h, int e) {
+        Pair pair(e < PAIRS ? e : 0);
+        const float* here = h.places + pair.i * M + pair.j;
+        float counts = here[h.all], place = here[5 * h.all];  // before anything waits
+        t = here[0], interval = e < PAIRS && counts > 0.f ? (int)place : -1;
     }
 };
 
@@ -125,10 +131,9 @@ struct Coefficients {
     Two c[FILTERS][4];
     float t;
     bool counts;
-    __device__ __forceinline__ void read(const Here& h, const float* table, const Places& places, int k) {
-        if (k >= MINE) return;
-        counts = places.interval[k] >= 0, t = places.t[k];
-        const float* from = table + max(places.interval[k], 0) * (4 * FILTERS * F) + h.group * WIDTH + h.two;
+    __device__ __forceinline__ Coefficients(const Here& h, const float* table, const Place& place) {
+        counts = place.interval >= 0, t = place.t;
+        const float* from = table + max(place.interval, 0) * (4 * FILTERS * F) + h.group * WIDTH + h.two;
 #pragma unroll
         for (int f = 0; f < FILTERS; f++)
 #pragma unroll
@@ -157,30 +162,28 @@ __device__ __forceinline__ float sum_of_four(float x0, float x1, float x2, float
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 few_transpose(const float* __restrict__ all_places, const float* __restrict__ table, const float* __restrict__ p,
               const float* __restrict__ q, const float* __restrict__ a, const float* __restrict__ b,
-              const float* __restrict__ y, int molecules, float* __restrict__ a_bar, float* __restrict__ b_bar,
+              const float* __restrict__ y, const float* __restrict__ bars_before, int molecules, float* __restrict__ a_bar, float* __restrict__ b_bar,
               float* __restrict__ y_bar, float* __restrict__ bars) {
     SHARED(float4, memory);
     Here h(memory, all_places, molecules);
     constexpr int P = SENT, Q = SENT + 1;
-    Places places(h);
+    Place place(h, h.worker);
     float sent[SENT], above[4];
     h.read_sent(sent, a, b, y);
-    if (h.atom < M) {
+    if (h.part == 0) {
         above[0] = p[h.place(F, 0)];
         EACH_AXIS above[1 + x] = q[h.place(3 * F, x * F)];
     }
     h.read_directions();
-    for (int k = thread(); k < 4 * M; k += THREADS) bars[(h.group * 4 + k / M) * h.all + h.molecule * SLOTS + k % M * (M + 1)] = 0.f;
-    float* bar = bars + (h.group * 4 + h.two / (WIDTH / 4)) * h.all + h.molecule * SLOTS;
+    int bar = (h.group * 4 + h.two / (WIDTH / 4)) * h.all + h.molecule * SLOTS;
     bool writes = h.two % (WIDTH / 4) == 0;
     float sign = h.two < WIDTH / 4 ? 1.f : -1.f;  // D, or U, of which a pair has that of its reverse minus its own
-#pragma unroll
-    for (int begin = 0; begin < MINE; begin += AT_ONCE) {
-        Coefficients w[AT_ONCE];
-#pragma unroll
-        for (int k = 0; k < AT_ONCE; k++) w[k].read(h, table, places, begin + k);
-        if (begin == 0) {
-            if (h.atom < M) {
+#pragma unroll 1
+    for (int e = h.worker; e < PAIRS + h.worker; e += WORKERS) {
+        Coefficients w(h, table, place);
+        place = Place(h, e + WORKERS);
+        if (e == h.worker) {
+            if (h.part == 0) {
 #pragma unroll
                 for (int r = 0; r < SENT; r++) h.at(h.atom, r) = sent[r];
 #pragma unroll
@@ -188,49 +191,48 @@ few_transpose(const float* __restrict__ all_places, const float* __restrict__ ta
             }
             sync();
         }
-#pragma unroll
-        for (int k = 0; k < AT_ONCE; k++) {
-            int e = h.worker + (begin + k) * WORKERS;
-            if (begin + k >= MINE) continue;
-            Pair pair(e < PAIRS ? e : 0);
-            int i = pair.i, j = pair.j;
-            Two zero = {}, one = {1.f, 1.f}, wb = w[k].value(1), d = zero, u_bar[3] = {};
-            if (w[k].counts) {
-                Two b_i = HAS_B ? h.two_at(i, 1) : one, b_j = HAS_B ? h.two_at(j, 1) : one, q_i = zero, q_j = zero, ways = zero;
-                float4 u4 = h.u[e];
-                float u[3] = {u4.x, u4.y, u4.z};
-                EACH_AXIS {
-                    Two mine = h.two_at(i, Q + x), its = h.two_at(j, Q + x);
-                    q_i += u[x] * mine, q_j += u[x] * its;
-                    u_bar[x] = wb * (b_i * its - b_j * mine);
-                    if (HAS_Y) ways += h.two_at(i, Y + x) * its + h.two_at(j, Y + x) * mine;
-                }
-                d = w[k].slope(0) * (h.two_at(i, 0) * h.two_at(j, P) + h.two_at(j, 0) * h.two_at(i, P));
-                d += w[k].slope(1) * (b_j * q_i - b_i * q_j);
-                if (HAS_Y) d += w[k].slope(FILTERS - 1) * ways;
+        Pair pair(e < PAIRS ? e : 0);
+        int i = pair.i, j = pair.j;
+        Two zero = {}, one = {1.f, 1.f}, wb = w.value(1), d = zero, u_bar[3] = {};
+        float before = ADDS && writes && e < PAIRS ? bars_before[bar + j * M + i] : 0.f;
+        if (w.counts) {
+            Two b_i = HAS_B ? h.two_at(i, 1) : one, b_j = HAS_B ? h.two_at(j, 1) : one, q_i = zero, q_j = zero, ways = zero;
+            float4 u4 = h.u[e];
+            float u[3] = {u4.x, u4.y, u4.z};
+            EACH_AXIS {
+                Two mine = h.two_at(i, Q + x), its = h.two_at(j, Q + x);
+                q_i += u[x] * mine, q_j += u[x] * its;
+                u_bar[x] = wb * (b_i * its - b_j * mine);
+                if (HAS_Y) ways += h.two_at(i, Y + x) * its + h.two_at(j, Y + x) * mine;
             }
-            float total = sum_of_four(sum(d), sum(u_bar[0]), sum(u_bar[1]), sum(u_bar[2]));
-            if (e >= PAIRS) continue;
-            if (writes) bar[i * M + j] = sign * total, bar[j * M + i] = total;
-            if (!SUMS) continue;
-            h.two_filters(e, 0) = w[k].value(0), h.two_filters(e, 1) = wb;
-            if (HAS_Y) h.two_filters(e, 2) = w[k].value(FILTERS - 1);
+            d = w.slope(0) * (h.two_at(i, 0) * h.two_at(j, P) + h.two_at(j, 0) * h.two_at(i, P));
+            d += w.slope(1) * (b_j * q_i - b_i * q_j);
+            if (HAS_Y) d += w.slope(FILTERS - 1) * ways;
         }
+        float total = before + sum_of_four(sum(d), sum(u_bar[0]), sum(u_bar[1]), sum(u_bar[2]));
+        if (e >= PAIRS) continue;
+        if (writes) bars[bar + i * M + j] = sign * total, bars[bar + j * M + i] = total;
+        if (!SUMS) continue;
+        h.two_filters(e, 0) = w.value(0), h.two_filters(e, 1) = wb;
+        if (HAS_Y) h.two_filters(e, 2) = w.value(FILTERS - 1);
     }
+    for (int k = thread(); k < 4 * M; k += THREADS) bars[(h.group * 4 + k / M) * h.all + h.molecule * SLOTS + k % M * (M + 1)] = 0.f;
     if (!SUMS) return;
     sync();
-    if (h.atom >= M) return;
     float sums[5] = {};
-    each_partner(h.atom, [&](const Partner& its) {
-        float q[3];
-        EACH_AXIS q[x] = h.at(its.j, Q + x);
-        sums[0] += h.filter(its.e, 0) * h.at(its.j, P);
-        if (HAS_B) {
-            float4 u = h.u[its.e];
-            sums[1] -= its.sign * h.filter(its.e, 1) * (u.x * q[0] + u.y * q[1] + u.z * q[2]);
-        }
-        if (HAS_Y) EACH_AXIS sums[2 + x] += h.filter(its.e, 2) * q[x];
-    });
+    if (h.part < PARTS)
+        each_partner(h, [&](const Partner& its) {
+            float q[3];
+            EACH_AXIS q[x] = h.at(its.j, Q + x);
+            sums[0] += h.filter(its.e, 0) * h.at(its.j, P);
+            if (HAS_B) {
+                float4 u = h.u[its.e];
+                sums[1] -= its.sign * h.filter(its.e, 1) * (u.x * q[0] + u.y * q[1] + u.z * q[2]);
+            }
+            if (HAS_Y) EACH_AXIS sums[2 + x] += h.filter(its.e, 2) * q[x];
+        });
+    join_parts(h, sums);
+    if (h.part > 0) return;
     a_bar[h.place(F, 0)] = sums[0];
     if (HAS_B) b_bar[h.place(F, 0)] = sums[1];
     if (HAS_Y) EACH_AXIS y_bar[h.place(3 * F, x * F)] = sums[2 + x];
@@ -243,41 +245,37 @@ few_message(const float* __restrict__ all_places, const float* __restrict__ tabl
             float* __restrict__ dv) {
     SHARED(float4, memory);
     Here h(memory, all_places, molecules);
-    Places places(h);
+    Place place(h, h.worker);
     float sent[SENT];
     h.read_sent(sent, a, b, y);
     h.read_directions();
+#pragma unroll 1
+    for (int e = h.worker; e < PAIRS; e += WORKERS) {
+        Coefficients w(h, table, place);
+        place = Place(h, e + WORKERS);
 #pragma unroll
-    for (int begin = 0; begin < MINE; begin += AT_ONCE) {
-        Coefficients w[AT_ONCE];
-#pragma unroll
-        for (int k = 0; k < AT_ONCE; k++) w[k].read(h, table, places, begin + k);
-        if (begin == 0 && h.atom < M)
-#pragma unroll
-            for (int r = 0; r < SENT; r++) h.at(h.atom, r) = sent[r];
-#pragma unroll
-        for (int k = 0; k < AT_ONCE; k++) {
-            int e = h.worker + (begin + k) * WORKERS;
-            if (begin + k >= MINE || e >= PAIRS) continue;
-#pragma unroll
-            for (int f = 0; f < FILTERS; f++) h.two_filters(e, f) = w[k].value(f);
-        }
+        for (int f = 0; f < FILTERS; f++) h.two_filters(e, f) = w.value(f);
     }
+    if (h.part == 0)
+#pragma unroll
+        for (int r = 0; r < SENT; r++) h.at(h.atom, r) = sent[r];
     sync();
-    if (h.atom >= M) return;
-    float scalar = 0.f, vector[3] = {};
-    each_partner(h.atom, [&](const Partner& its) {
-        scalar += h.filter(its.e, 0) * h.at(its.j, 0);
-        float along = its.sign * h.filter(its.e, 1);
-        if (HAS_B) along *= h.at(its.j, 1);
-        float4 u4 = h.u[its.e];
-        float u[3] = {u4.x, u4.y, u4.z};
-        EACH_AXIS {
-            vector[x] += u[x] * along;
-            if (HAS_Y) vector[x] += h.filter(its.e, 2) * h.at(its.j, Y + x);
-        }
-    });
-    ds[h.place(F, 0)] = scalar;
-    EACH_AXIS dv[h.place(3 * F, x * F)] = vector[x];
+    float sums[4] = {};
+    if (h.part < PARTS)
+        each_partner(h, [&](const Partner& its) {
+            sums[0] += h.filter(its.e, 0) * h.at(its.j, 0);
+            float along = its.sign * h.filter(its.e, 1);
+            if (HAS_B) along *= h.at(its.j, 1);
+            float4 u4 = h.u[its.e];
+            float u[3] = {u4.x, u4.y, u4.z};
+            EACH_AXIS {
+                sums[1 + x] += u[x] * along;
+                if (HAS_Y) sums[1 + x] += h.filter(its.e, 2) * h.at(its.j, Y + x);
+            }
+        });
+    join_parts(h, sums);
+    if (h.part > 0) return;
+    ds[h.place(F, 0)] = sums[0];
+    EACH_AXIS dv[h.place(3 * F, x * F)] = sums[1 + x];
 }
 #endif
