@@ -127,6 +127,7 @@ inline float as_float(int x) {
 inline void max_at(int* x, int y) { *x = std::max(*x, y); }
 inline float reciprocal(float x) { return 1 / x; }
 inline float square_root(float x) { return sqrtf(x); }
+inline float exponential(float x) { return expf(x); }
 inline uint32 halves(float x, float y) {
     _Float16 h[2] = {(_Float16)x, (_Float16)y};
     uint32 r;

@@ -22,15 +22,21 @@ __device__ __forceinline__ int as_int(float x) { return __float_as_int(x); }
 __device__ __forceinline__ float as_float(int x) { return __int_as_float(x); }
 __device__ __forceinline__ void max_at(int* x, int y) { atomicMax(x, y); }
 
-// within one unit of the last place
+// within one or two units of the last place; what is smaller than 1e-38 counts as 0
 __device__ __forceinline__ float reciprocal(float x) {
     float r;
-    asm("rcp.approx.f32 %0, %1;" : "=f"(r) : "f"(x));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
     return r;
 }
 __device__ __forceinline__ float square_root(float x) {
     float r;
-    asm("sqrt.approx.f32 %0, %1;" : "=f"(r) : "f"(x));
+    asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+// relative error of x 2^-24 more, as the exponent is rounded
+__device__ __forceinline__ float exponential(float x) {
+    float r;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x * 1.44269504f));
     return r;
 }
 

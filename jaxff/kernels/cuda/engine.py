@@ -414,7 +414,7 @@ def _arrays(x: Any) -> list[Array]:
 def _phase_kernel(kernel: tiles.Generated, f: int, resident: int) -> launch.Kernel:
     """For so many blocks of a multiprocessor at once."""
     groups, row = f // 16, 4 * (f // 2 + 4)
-    shared = ATOMS * (2 * kernel.operands * row + 4 * groups + 4 * len(kernel.products))
+    shared = ATOMS * (2 * kernel.units * row + 4 * groups + 4 * len(kernel.products))
     source = launch.read("device.cu", "tiles.cu") + kernel.source
     return launch.Kernel(tiles.NAME, source, (("F", f), ("RESIDENT", resident)), 32 * groups, shared)
 

@@ -223,11 +223,11 @@ first_transpose(const int* __restrict__ senders, const float* __restrict__ place
             for (int axis = 0; axis < 3; axis++) put_row(here, operands + 2 * (1 + axis) * HALF, of_q, y[axis], F);
         sync();
         Row scalar[1][1];
-        multiply<1, 1, F, 1, K>(here, scalar, operands, of_p, c_a, factors[2]);
+        multiply<1, 1, F, 1, K>(scalar, operands, of_p, c_a, factors[2]);
         keep(here, above, scalar[0][0]);
         if (vectors) {
             Row vector[3][1];
-            multiply<3, 1, F, 1, K>(here, vector, operands + 2 * HALF, of_q, c_b, factors[3]);
+            multiply<3, 1, F, 1, K>(vector, operands + 2 * HALF, of_q, c_b, factors[3]);
 #pragma unroll
             for (int axis = 0; axis < 3; axis++) keep(here, above + (1 + axis) * K, vector[axis][0]);
         }

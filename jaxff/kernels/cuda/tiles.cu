@@ -90,8 +90,20 @@ __device__ __forceinline__ void put_row(const Here& h, uint32* operand, const Sc
     }
 }
 
-// acc += ROWS products of operands with BLOCKS parts of DEPTH channels each, rows of STRIDE words; columns in PARTS parts of WIDTH
-template <int ROWS, int BLOCKS, int DEPTH, int PARTS, int WIDTH, int STRIDE = WORDS>
+// a row of this thread's, in shared memory until it is needed, where a unit would hold an operand
+__device__ __forceinline__ void park(uint32* operands, int unit, const Row& r) {
+    float4* at = (float4*)(operands + unit * 2 * HALF) + thread();
+    at[0] = make_float4(r.v[0], r.v[1], r.v[2], r.v[3]), at[THREADS] = make_float4(r.v[4], r.v[5], r.v[6], r.v[7]);
+}
+__device__ __forceinline__ Row parked(const uint32* operands, int unit) {
+    const float4* at = (const float4*)(operands + unit * 2 * HALF) + thread();
+    float4 x = at[0], y = at[THREADS];
+    return {x.x, x.y, x.z, x.w, y.x, y.y, y.z, y.w};
+}
+
+// acc += ROWS products of operands with BLOCKS parts of DEPTH channels each, rows of STRIDE words; columns in PARTS parts
+// of WIDTH; the matrix has 16 ALL rows
+template <int ROWS, int BLOCKS, int DEPTH, int PARTS, int WIDTH, int STRIDE = WORDS, int ALL = BLOCKS * DEPTH / 16>
 __device__ __forceinline__ void accumulate(float (&acc)[ROWS][PARTS][2][4], const uint32* operands, const uint4* matrix) {
     if (16 * warp() >= WIDTH) return;  // never where WIDTH is F; left out there, ptxas moves more about, and spills more
     constexpr int PART = ATOMS * STRIDE, STEPS = DEPTH / 16;
@@ -103,7 +115,7 @@ __device__ __forceinline__ void accumulate(float (&acc)[ROWS][PARTS][2][4], cons
         if (next < BLOCKS * STEPS * PARTS)
 #pragma unroll
             for (int j = 0; j < 2; j++)
-                m[next % 2][j] = matrix[(((next % PARTS * (WIDTH / 16) + warp()) * BLOCKS * STEPS + next / PARTS) * 2 + j) * 32 + lane()];
+                m[next % 2][j] = matrix[(((next % PARTS * (WIDTH / 16) + warp()) * ALL + next / PARTS) * 2 + j) * 32 + lane()];
         if (unit < 0) continue;
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
@@ -135,16 +147,20 @@ __device__ __forceinline__ Row as_row(const float (&acc)[2][4], float first, flo
 }
 
 // those products, as rows
-template <int ROWS, int BLOCKS, int DEPTH, int PARTS, int WIDTH>
-__device__ __forceinline__ void multiply(const Here& h, Row (&out)[ROWS][PARTS], const uint32* operands, const Scale& scale,
-                                         const uint4* matrix, float factor) {
-    float acc[ROWS][PARTS][2][4] = {};
-    accumulate<ROWS, BLOCKS, DEPTH, PARTS, WIDTH>(acc, operands, matrix);
+template <int ROWS, int PARTS>
+__device__ __forceinline__ void as_rows(Row (&out)[ROWS][PARTS], const float (&acc)[ROWS][PARTS][2][4], const Scale& scale, float factor) {
     float first = factor * scale.down(0), second = factor * scale.down(1);
 #pragma unroll
     for (int r = 0; r < ROWS; r++)
 #pragma unroll
         for (int p = 0; p < PARTS; p++) out[r][p] = as_row(acc[r][p], first, second);
+}
+
+template <int ROWS, int BLOCKS, int DEPTH, int PARTS, int WIDTH>
+__device__ __forceinline__ void multiply(Row (&out)[ROWS][PARTS], const uint32* operands, const Scale& scale, const uint4* matrix, float factor) {
+    float acc[ROWS][PARTS][2][4] = {};
+    accumulate<ROWS, BLOCKS, DEPTH, PARTS, WIDTH>(acc, operands, matrix);
+    as_rows(out, acc, scale, factor);
 }
 
 // one number an atom: the sum over channels

@@ -18,6 +18,9 @@ from jaxtyping import Array
 from jaxff.kernels.atoms import AXES, Atoms, Made, PerAtom, Rows, Shares
 
 NAME = "phases"  # of the kernel
+# rows of a tile in shared memory, that wait for a product or for its end: above 48 kB a block jaxlib's launcher asks for
+# as much as there is, and little is left to L1, which holds matrices that blocks read one after the other
+UNITS = 5
 _TRACED_ATOMS = 16
 
 _product = Primitive("tile_product")
@@ -40,13 +43,13 @@ class Product(NamedTuple):
 class Generated(NamedTuple):
     """The source of a kernel; its products; the leaves of the weights that it reads as they are; how many rows an atom
 
-    wait in shared memory for a product; for each output, its channels (0: one number an atom); outputs of each name.
+    shared memory holds; for each output, its channels (0: one number an atom); outputs of each name.
     """
 
     source: str
     products: tuple[Product, ...]
     read: tuple[int, ...]
-    operands: int
+    units: int
     outputs: tuple[int, ...]
     counts: tuple[int, ...]
 
@@ -133,7 +136,7 @@ def generate(
     row = jax.ShapeDtypeStruct((_TRACED_ATOMS, f), jnp.float32)
     shapes = [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in leaves]
     closed, out = jax.make_jaxpr(run, return_shape=True)([[row] * n for n in counts], shapes)
-    writer = Writer(f, closed.jaxpr, sum(counts))
+    writer = Writer(f, closed.jaxpr, sum(counts), UNITS)
     arguments, loads = _inputs(f, state, sums, joined)
     writer.lines += loads
     names = [(key, k, len(rows)) for key, rows in zip(wanted, out, strict=True) for k in range(len(rows))]
@@ -159,12 +162,12 @@ def generate(
     arguments += [f"const float* __restrict__ w{k}" for k in writer.read]
     arguments += [f"const uint4* __restrict__ p{k}" for k in range(len(products))]
     arguments += ["const float* __restrict__ factors", "int n", *outputs]
-    operands = max((p.rows * p.blocks for p in products), default=0)
+    units = UNITS if writer.parks else max((min(UNITS, p.rows * p.blocks) for p in products), default=0)
     source = "\n    ".join(
         [
             f'extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) {NAME}({", ".join(arguments)}) {{',
             "SHARED(uint32, operands);",
-            f"float* sums = (float*)(operands + {2 * operands} * HALF);",
+            f"float* sums = (float*)(operands + {2 * units} * HALF);",
             "int* maxima = (int*)(sums + GROUPS * ATOMS);",
             f"for (int k = thread(); k < {len(products)} * ATOMS; k += THREADS) maxima[k] = 0;",
             "Here here(n);",
@@ -172,7 +175,7 @@ def generate(
             *writer.lines,
         ]
     )
-    return Generated(source + "\n}\n", tuple(products), tuple(writer.read), operands, tuple(widths), counts_out)
+    return Generated(source + "\n}\n", tuple(products), tuple(writer.read), units, tuple(widths), counts_out)
 
 
 def _inputs(f: int, state: dict[str, int], sums: int, joined: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -192,9 +195,13 @@ def _inputs(f: int, state: dict[str, int], sums: int, joined: Sequence[str]) -> 
 
 
 class Writer:
-    """Lines of CUDA for a jaxpr of rows."""
+    """Lines of CUDA for a jaxpr of rows.
 
-    def __init__(self, f: int, jaxpr: Any, rows: int) -> None:
+    units: of shared memory. While a product runs, rows for later wait in those that it leaves free: they would take the
+    registers that hold what of its matrix was asked for before it is needed.
+    """
+
+    def __init__(self, f: int, jaxpr: Any, rows: int, units: int = 0) -> None:
         self.f = f
         self.rows, self.weights = jaxpr.invars[:rows], list(jaxpr.invars[rows:])
         self.names: dict[Any, str] = {}
@@ -204,6 +211,8 @@ class Writer:
         self.read: list[int] = []  # weights that are read as they are
         self.waiting: list[str] = []  # what lies in shared memory
         self.scale = ""  # of that
+        self.units, self.parks, self.parked = units, False, dict[str, int]()  # by name: where in shared memory
+        self.later: Sequence[Any] = ()  # equations
 
     def name(self, x: Any) -> str:
         """Of a row or number; a row that came from memory is loaded where it is first used."""
@@ -212,7 +221,25 @@ class Writer:
         if x not in self.names and x in self.rows:
             self.names[x] = f"in{self.rows.index(x)}"
             self.lines.append(f"Row {self.names[x]} = LOAD_{self.rows.index(x)};")
-        return self.names[x]
+        return self.fetch(self.names[x])
+
+    def fetch(self, name: str) -> str:
+        """The name, of a row that is in registers again."""
+        if name in self.parked:
+            self.lines.append(f"{name} = parked(operands, {self.parked.pop(name)});")
+        return name
+
+    def park(self, used: int, soon: Sequence[str]) -> None:
+        """Rows into what a product with so many operands leaves, those first that are needed last; others are needed soon."""
+        found = list(soon)
+        for equation in self.later:
+            for x in equation.invars:
+                if not isinstance(x, Literal) and _is_row(x) and x in self.names and self.names[x] not in found:
+                    found.append(self.names[x])
+        free = [unit for unit in range(used, self.units) if unit not in self.parked.values()]
+        for unit, name in zip(free, [name for name in reversed(found) if name not in self.parked], strict=False):
+            self.lines.append(f"park(operands, {unit}, {name});")
+            self.parked[name], self.parks = unit, True
 
     def new(self, x: Any) -> str:
         self.count += 1
@@ -231,10 +258,12 @@ class Writer:
 
     def walk(self, equations: Sequence[Any], stores: dict[Any, list[str]] | None = None) -> None:
         """All of them; lines that store a variable follow the one that makes it."""
-        for equation in equations:
+        for k, equation in enumerate(equations):
+            if stores is not None:
+                self.later = equations[k + 1 :]
             self.write(equation)
             for x in equation.outvars:
-                self.lines += [line.format(self.names[x]) for line in (stores or {}).get(x, [])]
+                self.lines += [line.format(self.fetch(self.names[x])) for line in (stores or {}).get(x, [])]
 
     def write(self, equation: Any) -> None:
         kind, out = equation.primitive.name, equation.outvars[0]
@@ -289,18 +318,30 @@ class Writer:
         sources = sources if len(sources) > 1 else sources * p["blocks"]
         self.products.append(Product(p["rows"], p["blocks"], depth, p["parts"], p["width"], sources))
         names, result = [self.name(x) for x in xs], f"m{index}"
+        rows, blocks, parts, width = p["rows"], p["blocks"], p["parts"], p["width"]
+        stages = blocks if count > self.units else 1  # what would take too much memory goes there block by block
+        used, at_once, steps = count // stages, blocks // stages, depth // 16
         if names != self.waiting:
-            self.waiting, self.scale = names, f"scale{index}"
-            maxima = f"maxima + {index} * ATOMS"
+            for name in [name for name, unit in self.parked.items() if unit < used]:
+                self.fetch(name)
+            self.scale, maxima = f"scale{index}", f"maxima + {index} * ATOMS"
             self.lines += [f"largest(here, {maxima}, {depth}, {', '.join(dict.fromkeys(names))});", "sync();"]
             self.lines.append(f"Scale {self.scale}(here, {maxima});")
-            self.lines += [
-                f"put_row(here, operands + {k} * 2 * HALF, {self.scale}, {x}, {depth});" for k, x in enumerate(names)
-            ]
-            self.lines.append("sync();")
-        self.lines.append(f"Row {result}[{p['rows']}][{p['parts']}];")
-        template = f"{p['rows']}, {p['blocks']}, {depth}, {p['parts']}, {p['width']}"
-        self.lines.append(f"multiply<{template}>(here, {result}, operands, {self.scale}, p{index}, factors[{index}]);")
+        self.lines.append(f"float acc{index}[{rows}][{parts}][2][4] = {{}};")
+        template = f"{rows}, {at_once}, {depth}, {parts}, {width}, WORDS, {blocks * steps}"
+        for stage in range(stages):
+            there = [self.fetch(names[r * blocks + stage * at_once + b]) for r in range(rows) for b in range(at_once)]
+            if there != self.waiting:
+                self.lines += ["sync();"] if stage else []
+                for k, x in enumerate(there):
+                    self.lines.append(f"put_row(here, operands + {k} * 2 * HALF, {self.scale}, {x}, {depth});")
+                self.lines.append("sync();")
+                self.waiting = there
+            self.park(used, names if stage + 1 < stages else [])
+            matrix = f"p{index} + {stage * at_once * steps * 64}"
+            self.lines.append(f"accumulate<{template}>(acc{index}, operands, {matrix});")
+        self.lines.append(f"Row {result}[{rows}][{parts}];")
+        self.lines.append(f"as_rows({result}, acc{index}, {self.scale}, factors[{index}]);")
         for k, x in enumerate(equation.outvars):
             self.names[x] = f"{result}[{k // p['parts']}][{k % p['parts']}]"
 
@@ -314,7 +355,7 @@ _OPERATIONS = {
     "div": "{0} * reciprocal({1})",
     "neg": "-{0}",
     "sqrt": "square_root({0})",
-    "logistic": "reciprocal(1.f + expf(-{0}))",
+    "logistic": "reciprocal(1.f + exponential(-{0}))",
     "ne": "{0} != {1} ? 1.f : 0.f",
     "gt": "{0} > {1} ? 1.f : 0.f",
     "select_n": "({0} != 0.f ? {2} : {1})",
