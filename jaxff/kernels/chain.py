@@ -111,8 +111,8 @@ def backward(
         made, pair_bars = _run(step, step.plan.between_bwd, weights, kept, heard, cuda)
         (s_bar,), v_bar, scale = made["s_bar"], made["v_bar"], None
     first, above = _first(step, tree, numbers), atoms.scaled((s_bar, v_bar), scale)
-    made = first_transpose(first.sources, above, first.table, geometry, launch, first.numbers, pair_bars)
-    pair_bars = _with_those_before(made, pair_bars, launch)
+    of_first = first_transpose(first.sources, above, first.table, geometry, launch, first.numbers, pair_bars)
+    pair_bars = _with_those_before(of_first, pair_bars, launch)
     pairs, pair_bar = _inside(geometry, pairs), whole(pair_bars, geometry, pairs.num_atoms, launch)
     pair_bar = jnp.where(pairs.mask, pair_bar, 0)
     d_bar = pair_bar[0] * _intervals_per_angstrom(tree, config)
@@ -133,7 +133,7 @@ def _step(tree: Params, config: Config, geometry: Geometry, launch: Launch) -> a
 def _run(
     step: atoms.Step, phases: Sequence[atoms.Phase], weights: Any, state: atoms.Made, heard: atoms.Heard, cuda: Any
 ) -> tuple[atoms.Made, Any]:
-    """The state with what the phases make; and the pair gradients of a message transposed, with those before, or None."""
+    """The state with what the phases make; and pair gradients of a message transposed, with those before, or None."""
     if heard.above is not None:
         above, scale = heard.above, heard.scale
         if not step.launch.parts:
@@ -156,7 +156,7 @@ def _run(
 
 
 def _with_those_before(pair_bars: Any, before: Any, launch: Launch) -> Any:
-    """The pair gradients of a message transposed with what others gave, which the kernels of few molecules have added."""
+    """Pair gradients of a message transposed and those that others gave, which kernels of few molecules have added."""
     return pair_bars if before is None or launch.route == "few" else before + pair_bars
 
 

@@ -28,10 +28,10 @@ _product.multiple_results = True
 
 
 class Product(NamedTuple):
-    """[x_0, x_1, ...] K for several x, in units of 16 channels: `blocks` times `deep` rows of K, one in `block` of which
+    """[x_0, x_1, ...] K for several x. In units of 16 channels, `blocks` times `deep` rows of K count, of `block` each;
 
-    is this block's; `parts` times `wide` columns, likewise one in `part`. own: whether its channels are K's rows or
-    columns; sources: the weight of each block of rows.
+    and `parts` times `wide` columns, of `part` each. own: whether those are a block's "rows" or "columns", or all of
+    them; sources: the weight of each block of rows.
     """
 
     rows: int
@@ -182,7 +182,8 @@ def _launch(
             results = []
             for full in (False, True):
                 on = _Cut(f, own, leaves, full)
-                heard = [on.rows([_Stored(x) for x in sums[:-1]]) + on.rows(_Stored(sums[-1]))] if k == 0 and sums else []
+                *scalars, vector = sums if k == 0 and sums else [None]
+                heard = [on.rows([_Stored(x) for x in scalars]) + on.rows(_Stored(vector))] if scalars else []
                 results.append(phase(on, step.config, weights, known | made, *heard))
                 if k == len(phases) - 1:  # no other phase here reads what it makes
                     break
@@ -190,8 +191,8 @@ def _launch(
             made |= {name: _Both(x, full_ones[0][name]) for name, x in mine.items()} if full_ones else mine
         return {name: x.own if isinstance(x, _Both) else x for name, x in made.items()}
 
-    shapes = [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in arrays]
-    closed, made = jax.make_jaxpr(equations, return_shape=True)(shapes)
+    traced = [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in arrays]
+    closed, made = jax.make_jaxpr(equations, return_shape=True)(traced)
     if not any(eqn.primitive is _product for eqn in closed.jaxpr.eqns):
         return None
     writer = _Writer(f, own, closed.jaxpr, matrices)
@@ -243,7 +244,7 @@ class _Writer(tiles.Writer):
         super().__init__(f, jaxpr, 0)
         self.own, self.matrices = own, matrices
         self.made: list[Product] = []
-        self.reads: dict[tuple[int, str, int, int], str] = {}
+        self.reads: dict[tuple[Any, ...], str] = {}  # names of what was read
 
     def kernel(self, name: str, jaxpr: Any, stores: dict[Any, list[str]], outputs: int) -> str:
         """All of it. Memory is read first, then matrices, AHEAD of what they multiply."""
@@ -255,7 +256,8 @@ class _Writer(tiles.Writer):
         self.walk([eqn for eqn in equations if eqn.primitive is not _read], stores)
         arguments = [f"const float* __restrict__ w{k}" for k in self.read]
         arguments += [f"const uint4* __restrict__ p{k}" for k in range(len(self.made))]
-        arguments += ["const float* __restrict__ factors", "int n", *(f"float* __restrict__ out{k}" for k in range(outputs))]
+        arguments += ["const float* __restrict__ factors", "int n"]
+        arguments += [f"float* __restrict__ out{k}" for k in range(outputs)]
         return "\n    ".join(
             [
                 f'extern "C" __global__ void __launch_bounds__(THREADS) {name}({", ".join(arguments)}) {{',

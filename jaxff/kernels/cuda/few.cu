@@ -2,17 +2,16 @@
 //
 // A block serves WIDTH channels of one molecule, few, so that blocks fill the GPU. First each thread makes filters of
 // some pairs, two channels of them; they wait in shared memory, where both ends of a pair find them: in the second half
-// PARTS threads sum one channel of an atom. Pairs are counted by rounds: in round k, atom i meets atom (i + k) mod M.
+// PARTS threads share the sums of one channel of an atom. Pairs are counted by rounds: in round k, atom i meets atom (i + k) mod M.
 // The code is short, as each block runs it once, and the next kernel displaces it.
-// Defined from outside: THREADS, F, M, WIDTH, HAS_B and HAS_Y (jaxff.kernels.message.Sources), TRANSPOSE (which of the
-// two kernels), SUMS (0: only the pairs' gradients), ADDS (1: to what other messages gave those).
+// Defined from outside: THREADS, F, M, WIDTH, PARTS, HAS_B and HAS_Y (jaxff.kernels.message.Sources), TRANSPOSE (which
+// of the two kernels), SUMS (0: only the pairs' gradients), ADDS (1: to what other messages gave those).
 #define GROUPS (F / WIDTH)
 #define LANES (WIDTH / 2)          // of a pair
 #define WORKERS (THREADS / LANES)  // pairs at once
 #define FILTERS (2 + HAS_Y)        // Wa, Wb, Wc
 #define SLOTS (M * M)              // of a molecule
 #define PAIRS (M * (M - 1) / 2)
-#define PARTS min(4, THREADS / WIDTH / M)  // threads that share an atom's channel
 #define SENT (1 + HAS_B + 3 * HAS_Y)  // rows that an atom sends: a, b, y
 #define Y (1 + HAS_B)                 // the place of y
 #if TRANSPOSE

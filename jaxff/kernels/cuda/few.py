@@ -14,6 +14,7 @@ from jaxff.kernels.message import Geometry, Sources
 
 THREADS = {"few_message": 1024, "few_transpose": 896}  # as many as have registers enough
 WIDTHS = 16, 8  # channels of a block
+PARTS = 4  # threads that share an atom's channel, at most
 
 
 def message(
@@ -76,13 +77,16 @@ def _kernel(
 
 
 @functools.cache
-def _of_size(name: str, f: int, slots: int, width: int, has_b: bool, has_y: bool, sums: bool, adds: bool) -> launch.Kernel:
+def _of_size(
+    name: str, f: int, slots: int, width: int, has_b: bool, has_y: bool, sums: bool, adds: bool
+) -> launch.Kernel:
     transposed, sent, filters = name == "few_transpose", 1 + has_b + 3 * has_y, 2 + has_y
     rows, pairs, threads = (sent + 4 * transposed) | 1, slots * (slots - 1) // 2, THREADS[name]
-    shares = (threads // width // slots - 1) * slots * (4 + transposed)
+    parts = min(PARTS, threads // width // slots)
+    shares = (parts - 1) * slots * (4 + transposed)
     shared = 4 * ((slots * rows + pairs * (filters | 1) + shares) * width + 4 * pairs)
     defines = (
         *(("THREADS", threads), ("F", f), ("M", slots), ("WIDTH", width), ("HAS_B", int(has_b)), ("HAS_Y", int(has_y))),
-        *(("TRANSPOSE", int(transposed)), ("SUMS", int(sums)), ("ADDS", int(adds))),
+        *(("PARTS", parts), ("TRANSPOSE", int(transposed)), ("SUMS", int(sums)), ("ADDS", int(adds))),
     )
     return launch.Kernel(name, launch.read("device.cu", "few.cu"), defines, threads, shared)
