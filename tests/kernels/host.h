@@ -114,7 +114,6 @@ inline uint32 lanes_where(bool so) {
 }
 inline int ones(uint32 bits) { return __builtin_popcount(bits); }
 inline int lowest(uint32 bits) { return bits ? __builtin_ctz(bits) : -1; }
-inline void prefetch(const float* x) {}
 inline int as_int(float x) {
     int r;
     memcpy(&r, &x, 4);

@@ -18,8 +18,6 @@ __device__ __forceinline__ int ones(uint32 bits) { return __popc(bits); }
 // the place of the lowest bit; -1 of 0
 __device__ __forceinline__ int lowest(uint32 bits) { return __ffs(bits) - 1; }
 
-__device__ __forceinline__ void prefetch(const float* x) { asm volatile("prefetch.global.L2 [%0];" : : "l"(x)); }  // into L2
-
 __device__ __forceinline__ int as_int(float x) { return __float_as_int(x); }
 __device__ __forceinline__ float as_float(int x) { return __int_as_float(x); }
 __device__ __forceinline__ void max_at(int* x, int y) { atomicMax(x, y); }

@@ -37,13 +37,6 @@ __device__ __forceinline__ Row load_row(const Here& h, const float* x, int strid
     return r;
 }
 
-// brings it nearer, for load_row
-__device__ __forceinline__ void prefetch_row(const Here& h, const float* x, int stride, int offset, int width) {
-#pragma unroll
-    for (int k = 0; k < 2; k++)
-        if (h.has(k, width) && (lane() & 3) == 0) prefetch(x + (long long)(h.atom + 8 * k) * stride + offset + h.channel);
-}
-
 __device__ __forceinline__ void store_row(const Here& h, float* x, int stride, int offset, int width, const Row& r) {
 #pragma unroll
     for (int k = 0; k < 2; k++)

@@ -137,7 +137,8 @@ def generate(
     shapes = [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in leaves]
     closed, out = jax.make_jaxpr(run, return_shape=True)([[row] * n for n in counts], shapes)
     writer = Writer(f, closed.jaxpr, sum(counts), UNITS)
-    arguments, rows = _inputs(f, state, sums, joined)
+    arguments, loads = _inputs(f, state, sums, joined)
+    writer.lines += loads
     names = [(key, k, len(rows)) for key, rows in zip(wanted, out, strict=True) for k in range(len(rows))]
     outputs: list[str] = []
     stores: dict[Any, list[str]] = {}
@@ -170,8 +171,6 @@ def generate(
             "int* maxima = (int*)(sums + GROUPS * ATOMS);",
             f"for (int k = thread(); k < {len(products)} * ATOMS; k += THREADS) maxima[k] = 0;",
             "Here here(n);",
-            *rows,
-            *(f"prefetch_row(ROW_{k});" for k in writer.later_rows),
             "sync();",
             *writer.lines,
         ]
@@ -180,7 +179,7 @@ def generate(
 
 
 def _inputs(f: int, state: dict[str, int], sums: int, joined: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Arguments, and a macro for each row: where it is."""
+    """Arguments, and a macro for each row that loads it."""
     arguments: list[str] = []
     loads: list[str] = []
     row = 0
@@ -190,7 +189,7 @@ def _inputs(f: int, state: dict[str, int], sums: int, joined: Sequence[str]) -> 
             if k == 0 or not one:
                 arguments.append(f"const float* __restrict__ a{len(arguments)}")
             array, stride, offset = f"a{len(arguments) - 1}", f * count if one else f, f * k if one else 0
-            loads.append(f"#define ROW_{row} here, {array}, {stride}, {offset}, {f}")
+            loads.append(f"#define LOAD_{row} load_row(here, {array}, {stride}, {offset}, {f})")
             row += 1
     return arguments, ["", *loads, ""]
 
@@ -214,7 +213,6 @@ class Writer:
         self.scale = ""  # of that
         self.units, self.parks, self.parked = units, False, dict[str, int]()  # by name: where in shared memory
         self.later: Sequence[Any] = ()  # equations
-        self.later_rows: list[int] = []  # that are loaded after a product
 
     def name(self, x: Any) -> str:
         """Of a row or number; a row that came from memory is loaded where it is first used."""
@@ -222,8 +220,7 @@ class Writer:
             return _number(x.val)
         if x not in self.names and x in self.rows:
             self.names[x] = f"in{self.rows.index(x)}"
-            self.lines.append(f"Row {self.names[x]} = load_row(ROW_{self.rows.index(x)});")
-            self.later_rows += [self.rows.index(x)] if self.products else []
+            self.lines.append(f"Row {self.names[x]} = LOAD_{self.rows.index(x)};")
         return self.fetch(self.names[x])
 
     def fetch(self, name: str) -> str:
