@@ -190,7 +190,8 @@ def _one_or_many(
     dense = pairs.layout == "all"
     arrays = Launch(math.gcd(config.hidden_dim, message[0]), message[1], 0, route, dense=dense)
     slots = pairs.mask.shape[-1] // max(1, pairs.num_atoms)
-    launch = arrays._replace(cuda=cuda, lean=cuda, route=_of_many(route, slots, dense) if cuda else route)
+    lean = cuda and pairs.num_atoms > SOME_ATOMS  # of one system, whether or not it is in a batch
+    launch = arrays._replace(cuda=cuda, lean=lean, route=_of_many(route, slots, dense) if cuda else route)
     if route == "native" or pairs.layout != "all" or pairs.num_atoms > FEW_ATOMS:
         return _many(run, launch, arrays, *args)
     few = partial(run, Launch(math.gcd(config.hidden_dim, FEW[0]), FEW[1], PARTS, route, dense=True))
@@ -215,9 +216,10 @@ def _of_many(route: Route, slots: int, dense: bool) -> Route:
 
 
 def _unless_few(launch: Launch, numbers: Array) -> Launch:
-    """The launch; such blocks of few molecules would leave multiprocessors idle."""
-    few = launch.route == "molecules" and len(numbers) <= SOME_ATOMS
-    return launch._replace(route="few", cut=True) if few else launch
+    """The launch; CUDA kernels whose blocks serve whole atoms, or whole molecules, would leave multiprocessors idle."""
+    if not launch.cuda or launch.lean or len(numbers) > SOME_ATOMS:
+        return launch
+    return launch._replace(cut=True, route="few" if launch.route == "molecules" else launch.route)
 
 
 def _many(run: Callable[..., Any], launch: Launch, arrays: Launch, *args: Any) -> Any:

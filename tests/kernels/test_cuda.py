@@ -16,6 +16,7 @@ from jaxff.kernels.cuda import engine, few, launch, molecules, tiles
 from jaxff.kernels.cuda.matrices import halves
 from jaxff.kernels.message import Geometry, Launch, Sources, whole
 from jaxff.ops import accumulate_forces
+from jaxff.system import Pairs
 from jaxff.tabulate import tabulate
 from tests.kernels import GPU, PROGRAMS, emulator
 from tests.structures import CONFIGS, pairs_in_layout, random_params, random_structure
@@ -65,9 +66,10 @@ def energies_and_forces(module: Any, tree: Any, config: Any, numbers: Any, vecto
 def test_listed(name: str, few_slots: int, some: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than one tile of atoms, unequal weights, padding; float32 against float64 on the same tables.
 
-    With messages on tensor cores, or by Pallas kernels; the first of them by elements, or not.
+    With messages on tensor cores, or by Pallas kernels; as of many atoms, the first of them by elements, or of some.
     """
     monkeypatch.setattr(kernels, "FEW_SLOTS", few_slots)
+    monkeypatch.setattr(kernels, "SOME_ATOMS", some)
     monkeypatch.setattr(engine, "SOME_ATOMS", some)
     config, tree, fused = prepared(name)
     numbers, positions = random_structure(19)
@@ -311,6 +313,7 @@ def test_batch(name: str, few_slots: int, some: int, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(kernels, "SOME_ATOMS", some)
     monkeypatch.setattr(engine, "SOME_ATOMS", few_slots)
     monkeypatch.setattr(engine, "OWN", (16,) if name != "student" else (32,))
+    monkeypatch.setattr(few, "THREADS", dict.fromkeys(few.THREADS, 128))  # a CPU runs them one after the other
     config, tree, fused = prepared(name)
     numbers, positions = random_structure(5)
     moved = positions + 0.05 * np.random.default_rng(0).normal(size=(2, 2, 5, 3))
@@ -332,6 +335,39 @@ def test_batch(name: str, few_slots: int, some: int, monkeypatch: pytest.MonkeyP
         np.testing.assert_allclose(forces[i, j], expected[1], atol=1e-5 * scale)
 
 
+@pytest.mark.parametrize(
+    ("n", "slots", "batch", "expected"),
+    [
+        (300, 40, 0, {"arrange", "message", "message_transpose", "painn_update", "painn_gate_bwd", "whole"}),
+        (600, 40, 0, {"arrange", "message", "message_transpose", "first_message", "phases", "whole"}),
+        (9, 9, 20, {"few_message", "few_transpose", "painn_update", "painn_gate_bwd"}),
+        (9, 9, 60, {"molecule_message", "molecule_transpose", "phases"}),
+    ],
+)
+def test_which_kernels_serve(
+    n: int, slots: int, batch: int, expected: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels for some atoms or for many, of one system and of a batch of molecules."""
+    config, _, fused = prepared("painn")
+    names = set()
+
+    def note(kernel: Any, arrays: Any, integers: Any, results: Any, *_: Any) -> list[Any]:
+        names.add(kernel.name)
+        return [jnp.zeros(shape, jnp.float32) for shape in results]
+
+    monkeypatch.setattr(launch, "call", note)
+    layout = "all" if batch else "slots"
+    pairs = Pairs(*np.zeros((2, n * slots), np.int32), np.ones(n * slots, bool), n, layout, True)
+    vectors = jax.ShapeDtypeStruct((batch, n * slots, 3) if batch else (n * slots, 3), jnp.float32)
+
+    def evaluate(r: Any) -> Any:
+        return kernels.energies_and_vector_gradients(fused, config, np.ones(n, np.int32), r, pairs)
+
+    jax.eval_shape(jax.vmap(evaluate) if batch else evaluate, vectors)
+    assert expected <= names
+    assert ("phases" in names) == ("phases" in expected)
+
+
 def close_to_exact(model: Any, numbers: Any, positions: Any) -> None:
     """Forces at 128 channels within 1e-4 eV/Å of float64 with exact filters."""
     potential, exact = load_potential(model, engine="fused"), load_potential(model, dtype="float64")
@@ -348,14 +384,16 @@ def close_to_exact(model: Any, numbers: Any, positions: Any) -> None:
 
 def test_the_model_that_ships(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "FEW_SLOTS", 0)
-    monkeypatch.setattr(engine, "SOME_ATOMS", 0)
+    for module in (kernels, engine):
+        monkeypatch.setattr(module, "SOME_ATOMS", 0)
     atoms = molecule("CH3CH2OH")
     close_to_exact("organic", atoms.numbers, atoms.positions)
 
 
 def test_published_student(student_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "FEW_SLOTS", 0)
-    monkeypatch.setattr(engine, "SOME_ATOMS", 0)
+    for module in (kernels, engine):
+        monkeypatch.setattr(module, "SOME_ATOMS", 0)
     data = np.load(student_dir / "parity_public.npz")
     which = int(np.argmax((data["natoms"] == 14) & ~data["force_ill_defined"]))
     part = slice(*data["offset"][which : which + 2])
@@ -433,6 +471,7 @@ def test_compiles_for_a_gpu() -> None:
     made = [engine._message_kernel(name, 128, 585, False, True) for name in ("message", "message_transpose")]
     made += [molecules._of_size(name, 128, 21, plan, True, True) for name, plan in molecules.PLANS.items()]
     made += [engine._first_kernel(name, 128, 64, False, 61) for name in ("first_message", "first_transpose")]
+    made += [few._of_size(name, 128, 21, 16, True, True, True, True) for name in ("few_message", "few_transpose")]
     for kernel in made:
         assert f".entry {kernel.name}" in launch.compile_ptx(kernel, 90)
     with pytest.raises(RuntimeError, match="could not compile broken"):

@@ -28,10 +28,10 @@ _product.multiple_results = True
 
 
 class Product(NamedTuple):
-    """[x_0, x_1, ...] K for several x. In units of 16 channels, `blocks` times `deep` rows of K count, of `block` each;
+    """[x_0, x_1, ...] K for several x, in units of 16 channels: of each `block` rows of K, of which there are `blocks`,
 
-    and `parts` times `wide` columns, of `part` each. own: whether those are a block's "rows" or "columns", or all of
-    them; sources: the weight of each block of rows.
+    `deep` are multiplied; of each `part` columns, of which there are `parts`, by `wide`. own: which of them are those
+    of a block's channels, "rows" or "columns"; sources: the weight of each block of rows.
     """
 
     rows: int
@@ -92,6 +92,10 @@ class _Cut(Atoms):
 
     def full_rows(self, x: Any) -> Rows:
         return self._rows(x, True)
+
+    def sums(self, arrays: Sequence[Array]) -> Rows:
+        """Of a message: an array each, and at last one of three rows."""
+        return self.rows([_Stored(x) for x in arrays[:-1]]) + self.rows(_Stored(arrays[-1]))
 
     def _rows(self, x: Any, full: bool) -> Rows:
         kind, width = ("full", self.f) if full else ("own", self.own_width)
@@ -182,8 +186,7 @@ def _launch(
             results = []
             for full in (False, True):
                 on = _Cut(f, own, leaves, full)
-                *scalars, vector = sums if k == 0 and sums else [None]
-                heard = [on.rows([_Stored(x) for x in scalars]) + on.rows(_Stored(vector))] if scalars else []
+                heard = [on.sums(sums)] if sums and k == 0 else []
                 results.append(phase(on, step.config, weights, known | made, *heard))
                 if k == len(phases) - 1:  # no other phase here reads what it makes
                     break
