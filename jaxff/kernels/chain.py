@@ -99,21 +99,23 @@ def backward(
     (_, places), (saved, s_bar, v_bar), repulsion = residuals
     geometry = _arranged(Geometry(jnp.asarray(pairs.senders, jnp.int32), places), len(numbers), tree, launch)
     e_bar = None if e_bar is None else jnp.where(numbers > 0, e_bar, 0)
-    step, pair_bars = _step(tree, config, geometry, launch), None
+    step, pair_bars = _step(tree, config, geometry, launch), list[Any]()
     if not step.launch.parts:  # or XLA would save what forward and backward both compute, which soon comes to more
         saved = jax.lax.optimization_barrier(saved)
     scale = e_bar
     for i in reversed(range(1, config.num_interactions)):
         sources, kept = saved[i - 1]
-        heard = atoms.Heard(sources, _table(tree, i, launch), (s_bar, v_bar), scale, before=pair_bars)
+        before = pair_bars.pop() if pair_bars and launch.route == "few" else None  # its kernels add up themselves
+        heard = atoms.Heard(sources, _table(tree, i, launch), (s_bar, v_bar), scale, before=before)
         weights = step.model.weights(tree, i - 1, False)
         cuda = _cuda(tree, "backward_lean" if launch.lean else "backward", i - 1)
-        made, pair_bars = _run(step, step.plan.between_bwd, weights, kept, heard, cuda)
+        made, pair_bar = _run(step, step.plan.between_bwd, weights, kept, heard, cuda)
         (s_bar,), v_bar, scale = made["s_bar"], made["v_bar"], None
+        pair_bars.append(pair_bar)
     first, above = _first(step, tree, numbers), atoms.scaled((s_bar, v_bar), scale)
-    of_first = first_transpose(first.sources, above, first.table, geometry, launch, first.numbers, pair_bars)
-    pair_bars = _with_those_before(of_first, pair_bars, launch)
-    pairs, pair_bar = _inside(geometry, pairs), whole(pair_bars, geometry, pairs.num_atoms, launch)
+    before = pair_bars.pop() if pair_bars and launch.route == "few" else None
+    pair_bars.append(first_transpose(first.sources, above, first.table, geometry, launch, first.numbers, before))
+    pairs, pair_bar = _inside(geometry, pairs), whole(atoms.total(pair_bars), geometry, pairs.num_atoms, launch)
     pair_bar = jnp.where(pairs.mask, pair_bar, 0)
     d_bar = pair_bar[0] * _intervals_per_angstrom(tree, config)
     if repulsion is not None:
@@ -133,7 +135,7 @@ def _step(tree: Params, config: Config, geometry: Geometry, launch: Launch) -> a
 def _run(
     step: atoms.Step, phases: Sequence[atoms.Phase], weights: Any, state: atoms.Made, heard: atoms.Heard, cuda: Any
 ) -> tuple[atoms.Made, Any]:
-    """The state with what the phases make; and pair gradients of a message transposed, with those before, or None."""
+    """The state with what the phases make, and the pair gradients of a message transposed, or None."""
     if heard.above is not None:
         above, scale = heard.above, heard.scale
         if not step.launch.parts:
@@ -141,23 +143,14 @@ def _run(
         heard = heard._replace(above=above, scale=scale)
         bars: atoms.Made = {"s_bar": [above[0]], "v_bar": above[1]}
         state = state | (bars if scale is None else {name: atoms.Scaled(x, scale) for name, x in bars.items()})
-    if not step.launch.cuda:
-        run = programs.run_programs if step.launch.parts else atoms.run_arrays
-        made, pair_bars = run(step, phases, weights, state, heard)
-    else:
+    if step.launch.cuda:
         from jaxff.kernels.cuda import engine
 
         if step.launch.cut:
-            made, pair_bars = engine.run_few(step, phases, weights, state, heard, cuda)
-        else:
-            sums, pair_bars = atoms.hear(step, heard)
-            made = engine.run_phases(step.config, phases, weights, state, sums, cuda)
-    return made, _with_those_before(pair_bars, heard.before, step.launch)
-
-
-def _with_those_before(pair_bars: Any, before: Any, launch: Launch) -> Any:
-    """Pair gradients of a message transposed and those that others gave, which kernels of few molecules have added."""
-    return pair_bars if before is None or launch.route == "few" else before + pair_bars
+            return engine.run_few(step, phases, weights, state, heard, cuda)
+        sums, pair_bars = atoms.hear(step, heard)
+        return engine.run_phases(step.config, phases, weights, state, sums, cuda), pair_bars
+    return (programs.run_programs if step.launch.parts else atoms.run_arrays)(step, phases, weights, state, heard)
 
 
 def _first(step: atoms.Step, tree: Params, numbers: Array) -> atoms.Heard:
