@@ -247,6 +247,10 @@ def test_molecules_fit_small_gpus() -> None:
         kernel = molecules._of_size(name, 128, slots, plan, True, True)
         assert kernel.shared <= 99 * 1024
         assert 32 <= kernel.threads <= 1024
+    for slots, name in itertools.product(range(1, kernels.FEW_SLOTS + 1), few.THREADS):
+        kernel = few._of_size(name, 128, slots, few.WIDTHS[-1], True, True, True, True)
+        assert kernel.shared <= 99 * 1024
+        assert dict(kernel.defines)["PARTS"] >= 1
 
 
 @pytest.mark.parametrize(("has_b", "f"), [(True, 48), (False, 64)])
