@@ -78,10 +78,7 @@ def by_kernels_of_many(checkpoint: Path, data: Any, seconds: float) -> dict[str,
 
 
 def parity_of_batch(model: Any, count: int = 16) -> dict[str, Any]:
-    """Largest |dF| of so many rattled aspirins under vmap against float64 and exact filters; the largest force; the
-
-    same bits twice?
-    """
+    """Largest |dF| of so many rattled aspirins under vmap against float64 and exact filters; same bits twice?"""
     from jax_md import space
 
     frames = [builtin_molecule("aspirin") for _ in range(count)]

@@ -115,11 +115,9 @@ def message_transpose(
     Routes "native" and "molecules" give what `whole` would. Route "few" gives it by groups of channels, [G, 4, E], and
     adds it to `before`, which another message gave.
     """
-    if launch.route == "few":
-        from jaxff.kernels.cuda import few
-
-        return few.message_transpose(sources, cotangents, table, geometry, before)
     module = _elsewhere(launch.route)
+    if launch.route == "few":
+        return module.message_transpose(sources, cotangents, table, geometry, before)
     if module is not None:
         return module.message_transpose(sources, cotangents, table, geometry)
     n, f = sources.a.shape
@@ -156,9 +154,7 @@ def first_transpose(
 
         return engine.first_transpose(sources, cotangents, table, geometry, numbers)
     if launch.route == "few":
-        from jaxff.kernels.cuda import few
-
-        return few.first_transpose(sources, cotangents, table, geometry, before)
+        return _elsewhere("few").message_transpose(sources, cotangents, table, geometry, before, sums=False)[1]
     if _elsewhere(launch.route) is not None:
         return message_transpose(sources, cotangents, table, geometry, launch)[1]
     n, f = sources.a.shape

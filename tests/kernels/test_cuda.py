@@ -208,7 +208,7 @@ def test_messages_within_molecules(
     Of many, one or more atoms a warp; of few, more or less channels a block.
     """
     if plan is None:
-        monkeypatch.setattr(few, "multiprocessors", lambda: processors)
+        monkeypatch.setattr(engine, "multiprocessors", lambda: processors)
     else:
         monkeypatch.setattr(molecules, "PLANS", dict.fromkeys(molecules.PLANS, molecules.Plan(*plan)))
     module = few if plan is None else molecules
@@ -225,8 +225,8 @@ def test_messages_within_molecules(
     arguments = sources, (single(p), single(q)), *arguments
     if module is few:
         bars, halves_of_pairs = few.message_transpose(*arguments, None)
-        np.testing.assert_array_equal(few.first_transpose(*arguments, None), halves_of_pairs)
-        twice = few.first_transpose(*arguments, halves_of_pairs)
+        np.testing.assert_array_equal(few.message_transpose(*arguments, None, sums=False)[1], halves_of_pairs)
+        _, twice = few.message_transpose(*arguments, halves_of_pairs, sums=False)
         np.testing.assert_array_equal(twice, 2 * halves_of_pairs)
     else:
         bars, halves_of_pairs = molecules.message_transpose(*arguments)

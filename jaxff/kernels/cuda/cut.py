@@ -139,7 +139,7 @@ class _Cut(Atoms):
         sources = [next(i for i, leaf in enumerate(self.leaves) if leaf is k) for k in kernels]
         product = Product(
             *(len(xs), blocks, deep, self.f // 16 if own == "rows" else deep, parts, wide, part, own),
-            tuple(sources if len(sources) > 1 else sources * blocks),
+            tiles.sources_of(sources, blocks),
         )
         return _product.bind(*(x for row in xs for x in row), *kernels, product=product)
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 from jaxtyping import Array, Float
 
-from jaxff.kernels.cuda import launch
-from jaxff.kernels.cuda.engine import multiprocessors, with_stand_ins
-from jaxff.kernels.cuda.molecules import MOST_SHARED
+from jaxff.kernels.cuda import engine, launch
+from jaxff.kernels.cuda.molecules import MOST_SHARED, Launched, run_message
 from jaxff.kernels.message import Geometry, Sources
 
 THREADS = {"few_message": 1024, "few_transpose": 896}  # as many as have registers enough
@@ -21,11 +19,7 @@ def message(
     sources: Sources, table: Float[Array, "T 4 C"], geometry: Geometry
 ) -> tuple[Float[Array, "N F"], Float[Array, "N 3F"]]:
     """As jaxff.kernels.message.message, for pairs e = (receiver e // M, sender e % M) of each molecule of M atoms."""
-    n, f = sources.a.shape
-    kernel, molecules, groups = _kernel("few_message", sources, geometry)
-    arrays = (geometry.places, table, *with_stand_ins(sources))
-    ds, dv = launch.call(kernel, arrays, (molecules,), ((n, f), (n, 3 * f)), molecules * groups)
-    return ds, dv
+    return run_message(_kernel("few_message", sources, geometry), sources, table, geometry)
 
 
 def message_transpose(
@@ -34,46 +28,31 @@ def message_transpose(
     table: Float[Array, "T 4 C"],
     geometry: Geometry,
     before: Float[Array, "G 4 E"] | None,
+    sums: bool = True,
 ) -> tuple[Sources, Float[Array, "G 4 E"]]:
-    """As jaxff.kernels.message.message_transpose, likewise; pair gradients by groups of channels, added to `before`."""
-    a, b, y, bars = _transpose(sources, cotangents, table, geometry, before, True)
+    """As jaxff.kernels.message.message_transpose, likewise; pair gradients by groups of channels, added to `before`.
+
+    They are zeros for pairs that don't count. sums: whether cotangents of the sources are wanted, or have no rows.
+    """
+    n, f = sources.a.shape
+    kernel, molecules, blocks = _kernel("few_transpose", sources, geometry, sums, before is not None)
+    added_to = sources.a if before is None else before  # or another array, which the kernel doesn't read
+    arrays = (geometry.places, table, *cotangents, *engine.with_stand_ins(sources), added_to)
+    rows = [n * (sums and x is not None) for x in sources]
+    shapes = (rows[0], f), (rows[1], f), (rows[2], 3 * f), (blocks // molecules, 4, geometry.places.shape[1])
+    a, b, y, bars = launch.call(kernel, arrays, (molecules,), shapes, blocks)
     return Sources(a, b if b.size else None, y if y.size else None), bars
 
 
-def first_transpose(
-    sources: Sources,
-    cotangents: tuple[Float[Array, "N F"], Float[Array, "N 3F"]],
-    table: Float[Array, "T 4 C"],
-    geometry: Geometry,
-    before: Float[Array, "G 4 E"] | None,
-) -> Float[Array, "G 4 E"]:
-    """The pair gradients of `message_transpose` alone."""
-    return _transpose(sources, cotangents, table, geometry, before, False)[3]
-
-
-def _transpose(
-    sources: Sources, cotangents: tuple[Array, Array], table: Array, geometry: Geometry, before: Any, sums: bool
-) -> list[Array]:
-    """ā, b̄ and ȳ, without rows where there are none, and the pair gradients; zeros of pairs that don't count."""
-    n, f = sources.a.shape
-    kernel, molecules, groups = _kernel("few_transpose", sources, geometry, sums, before is not None)
-    arrays = (geometry.places, table, *cotangents, *with_stand_ins(sources), sources.a if before is None else before)
-    rows = [n * (sums and x is not None) for x in sources]
-    shapes = (rows[0], f), (rows[1], f), (rows[2], 3 * f), (groups, 4, geometry.places.shape[1])
-    return launch.call(kernel, arrays, (molecules,), shapes, molecules * groups)
-
-
-def _kernel(
-    name: str, sources: Sources, geometry: Geometry, sums: bool = True, adds: bool = False
-) -> tuple[launch.Kernel, int, int]:
-    """The kernel, how many molecules, how many groups of channels."""
+def _kernel(name: str, sources: Sources, geometry: Geometry, sums: bool = True, adds: bool = False) -> Launched:
+    """With as many channels a block as fit, if those blocks keep half of the multiprocessors busy."""
     n, f = sources.a.shape
     slots = geometry.places.shape[1] // n
-    has_b, has_y = sources.b is not None, sources.y is not None
-    made = [_of_size(name, f, slots, width, has_b, has_y, sums, adds) for width in WIDTHS]
-    busy = [2 * (n // slots) * (f // width) > multiprocessors() for width in WIDTHS]
-    first = busy[0] and made[0].shared <= MOST_SHARED
-    return made[0 if first else 1], n // slots, f // WIDTHS[0 if first else 1]
+    molecules, of = n // slots, (sources.b is not None, sources.y is not None, sums, adds)
+    wide, narrow = (
+        Launched(_of_size(name, f, slots, width, *of), molecules, molecules * f // width) for width in WIDTHS
+    )
+    return wide if 2 * wide.blocks > engine.multiprocessors() and wide.kernel.shared <= MOST_SHARED else narrow
 
 
 @functools.cache

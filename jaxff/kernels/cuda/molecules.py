@@ -20,6 +20,14 @@ class Plan(NamedTuple):
     threads: int
 
 
+class Launched(NamedTuple):
+    """A kernel, for how many molecules, in how many blocks."""
+
+    kernel: launch.Kernel
+    molecules: int
+    blocks: int
+
+
 # the fastest for 4,096 x 21 atoms
 PLANS = {"molecule_message": Plan(16, 1, 1152), "molecule_transpose": Plan(24, 2, 768)}
 MOST_SHARED = 99 * 1024  # of a block, on every GPU from compute capability 8.0
@@ -30,10 +38,16 @@ def message(
     sources: Sources, table: Float[Array, "T 4 C"], geometry: Geometry
 ) -> tuple[Float[Array, "N F"], Float[Array, "N 3F"]]:
     """As jaxff.kernels.message.message, for pairs e = (receiver e // M, sender e % M) of each molecule of M atoms."""
+    return run_message(_kernel("molecule_message", sources, geometry), sources, table, geometry)
+
+
+def run_message(
+    launched: Launched, sources: Sources, table: Float[Array, "T 4 C"], geometry: Geometry
+) -> tuple[Float[Array, "N F"], Float[Array, "N 3F"]]:
+    """`message` by a kernel for it."""
     n, f = sources.a.shape
-    kernel, molecules, blocks = _kernel("molecule_message", sources, geometry)
     arrays = (geometry.places, table, *with_stand_ins(sources))
-    ds, dv = launch.call(kernel, arrays, (molecules,), ((n, f), (n, 3 * f)), blocks)
+    ds, dv = launch.call(launched.kernel, arrays, (launched.molecules,), ((n, f), (n, 3 * f)), launched.blocks)
     return ds, dv
 
 
@@ -54,12 +68,11 @@ def message_transpose(
     return Sources(a, b if has_b else None, y if has_y else None), total(list(bars))
 
 
-def _kernel(name: str, sources: Sources, geometry: Geometry) -> tuple[launch.Kernel, int, int]:
-    """The kernel, how many molecules, how many blocks."""
+def _kernel(name: str, sources: Sources, geometry: Geometry) -> Launched:
     n, f = sources.a.shape
     slots = geometry.places.shape[1] // n
     kernel = _of_size(name, f, slots, PLANS[name], sources.b is not None, sources.y is not None)
-    return kernel, n // slots, n // slots * -(-f // (32 * dict(kernel.defines)["LANE"]))
+    return Launched(kernel, n // slots, n // slots * -(-f // (32 * dict(kernel.defines)["LANE"])))
 
 
 @functools.cache

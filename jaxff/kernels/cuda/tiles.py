@@ -314,8 +314,7 @@ class Writer:
         count = p["rows"] * p["blocks"]
         xs, kernels = equation.invars[:count], equation.invars[count:]
         index, depth = len(self.products), xs[0].aval.shape[1]
-        sources = tuple(self.weights.index(k) for k in kernels)
-        sources = sources if len(sources) > 1 else sources * p["blocks"]
+        sources = sources_of([self.weights.index(k) for k in kernels], p["blocks"])
         self.products.append(Product(p["rows"], p["blocks"], depth, p["parts"], p["width"], sources))
         names, result = [self.name(x) for x in xs], f"m{index}"
         rows, blocks, parts, width = p["rows"], p["blocks"], p["parts"], p["width"]
@@ -368,6 +367,11 @@ def _number(x: Any) -> str:
 
 def _is_row(x: Any) -> bool:
     return len(x.aval.shape) == 2 and not isinstance(x, Literal)
+
+
+def sources_of(weights: Sequence[int], blocks: int) -> tuple[int, ...]:
+    """The weight of each block of rows that a product has, of one for all or one for each."""
+    return tuple(weights) if len(weights) > 1 else tuple(weights) * blocks
 
 
 def needed(jaxpr: Any) -> list[Any]:
