@@ -27,7 +27,7 @@ from jax.sharding import SingleDeviceSharding
 from results import check_output, refuse, write
 
 from jaxff import kernels
-from jaxff.kernels.cuda import engine, launch
+from jaxff.kernels.cuda import engine, launch, registry
 from jaxff.versions import versions_with
 
 TARGET = Path(__file__).with_name("h200.txtpb")
@@ -38,10 +38,16 @@ SILENT = "parameter|constant|tuple|get-tuple-element|bitcast|while|call|conditio
 INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%(?P<name>[\w.-]+) = (?P<shape>\(.*?\)|\S+) (?P<kind>[\w-]+)\(")
 
 
-def empty(kernel: launch.Kernel, capability: int) -> str:
+def empty(kernel: launch.Kernel, capability: int, form: str) -> bytes:
     """PTX of a kernel that does nothing."""
     entry = f".visible .entry {kernel.name}() {{ ret; }}"
-    return f".version 8.0\n.target sm_{capability}\n.address_size 64\n{entry}\n"
+    return f".version 8.0\n.target sm_{capability}\n.address_size 64\n{entry}\n".encode()
+
+
+def unloaded(*args: Any) -> int:
+    """The key of a kernel that no GPU has."""
+    registry.register()
+    return 0
 
 
 @contextmanager
@@ -57,7 +63,8 @@ def compiling_for_a_gpu() -> Iterator[None]:
             (kernels, "prepare", lambda tree, config: prepare(tree, config, "triton", cuda=True)),
             (kernels, "why_not", lambda config: None),
             (engine, "multiprocessors", lambda: MULTIPROCESSORS),
-            (launch, "compile_ptx", empty),
+            (launch, "compiled", empty),
+            (registry, "add", unloaded),
             (gpu_triton, "get_compute_capability", lambda device: CAPABILITY),
             (pallas_call_registration.gpu_info_lib, "get_gpu_info", lambda: described),
         ):

@@ -14,19 +14,9 @@ import threading
 import jax
 import numpy as np
 from numba import carray, cfunc, njit, types
-from numba.extending import intrinsic
 
+from jaxff.kernels.frames import ARGS, CACHE, RETS, buffer, floats, integers, is_inquiry
 
-def _can_cache():
-    """Whether Numba finds a folder for what it compiles; without one (a home that can't be written to) it refuses."""
-    try:
-        njit(cache=True)(_can_cache)
-    except RuntimeError:
-        return False
-    return True
-
-
-CACHE = _can_cache()
 # sums may be reordered and products fused; NaN stays NaN
 _compiled = functools.partial(njit, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy", cache=CACHE)
 
@@ -159,72 +149,34 @@ _MESSAGE, _MESSAGE_WITH_B = _message(False), _message(True)
 _TRANSPOSE, _TRANSPOSE_WITH_B = _message_transpose(False), _message_transpose(True)
 
 
-# --- as XLA calls them: the structures of xla/ffi/api/c_api.h, in words of 8 bytes ---
-
-_EXTENSION, _API, _ARGS, _RETS = 1, 2, 9, 14  # of XLA_FFI_CallFrame
-_METADATA, _METADATA_EXTENSION = 3, 1  # of XLA_FFI_Metadata_Extension: a place, and its type
-_VERSION_OF_API, _VERSION_OF_METADATA = 4, 3  # major and minor version in one word
-_DATA, _DIMS = 3, 5  # of XLA_FFI_Buffer
-
-
-def _pointer_to(element):
-    """An intrinsic that takes an address as a pointer to elements of this type."""
-
-    @intrinsic
-    def pointer(typing, address):
-        def generate(context, builder, signature, args):
-            return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
-
-        return types.CPointer(element)(types.int64), generate
-
-    return pointer
-
-
-_words, _integers, _floats = _pointer_to(types.int64), _pointer_to(types.int32), _pointer_to(types.float32)
-
-
-@_compiled
-def _is_inquiry(frame):
-    """Whether XLA asks only which version of the interface this is: it is told its own."""
-    extension = _words(frame)[_EXTENSION]
-    if extension == 0 or _integers(extension)[2] != _METADATA_EXTENSION:
-        return False
-    _words(_words(extension)[_METADATA])[_VERSION_OF_METADATA] = _words(_words(frame)[_API])[_VERSION_OF_API]
-    return True
-
-
-@_compiled
-def _buffer(frame, group, k):
-    """The k-th argument or result: the address of its data, and its dimensions."""
-    buffer = _words(_words(_words(frame)[group])[k])
-    return buffer[_DATA], _words(buffer[_DIMS])
+# --- as XLA calls them ---
 
 
 @_compiled
 def _indices(frame, k):
-    data, dims = _buffer(frame, _ARGS, k)
-    return carray(_integers(data), (dims[0],))
+    data, dims = buffer(frame, ARGS, k)
+    return carray(integers(data), (dims[0],))
 
 
 @_compiled
 def _matrix(frame, group, k):
-    data, dims = _buffer(frame, group, k)
-    return carray(_floats(data), (dims[0], dims[1]))
+    data, dims = buffer(frame, group, k)
+    return carray(floats(data), (dims[0], dims[1]))
 
 
 @_compiled
 def _inputs(frame):
     """Geometry and table: the first three arguments of both kernels."""
-    data, dims = _buffer(frame, _ARGS, 2)
-    table = carray(_floats(data), (dims[0], dims[1], dims[2]))
-    return _indices(frame, 0), _matrix(frame, _ARGS, 1), table
+    data, dims = buffer(frame, ARGS, 2)
+    table = carray(floats(data), (dims[0], dims[1], dims[2]))
+    return _indices(frame, 0), _matrix(frame, ARGS, 1), table
 
 
 def _on_message(frame):
-    if not _is_inquiry(frame):
+    if not is_inquiry(frame, 0):
         senders, places, table = _inputs(frame)
-        a, b, y = _matrix(frame, _ARGS, 3), _matrix(frame, _ARGS, 4), _matrix(frame, _ARGS, 5)
-        ds, dv = _matrix(frame, _RETS, 0), _matrix(frame, _RETS, 1)
+        a, b, y = _matrix(frame, ARGS, 3), _matrix(frame, ARGS, 4), _matrix(frame, ARGS, 5)
+        ds, dv = _matrix(frame, RETS, 0), _matrix(frame, RETS, 1)
         if b.shape[0] > 0:
             _MESSAGE_WITH_B(senders, places, table, a, b, y, ds, dv)
         else:
@@ -233,12 +185,12 @@ def _on_message(frame):
 
 
 def _on_message_transpose(frame):
-    if not _is_inquiry(frame):
+    if not is_inquiry(frame, 0):
         senders, places, table = _inputs(frame)
-        p, q = _matrix(frame, _ARGS, 3), _matrix(frame, _ARGS, 4)
-        a, b, y = _matrix(frame, _ARGS, 5), _matrix(frame, _ARGS, 6), _matrix(frame, _ARGS, 7)
-        a_bar, b_bar, y_bar = _matrix(frame, _RETS, 0), _matrix(frame, _RETS, 1), _matrix(frame, _RETS, 2)
-        pair_bars = _matrix(frame, _RETS, 3)
+        p, q = _matrix(frame, ARGS, 3), _matrix(frame, ARGS, 4)
+        a, b, y = _matrix(frame, ARGS, 5), _matrix(frame, ARGS, 6), _matrix(frame, ARGS, 7)
+        a_bar, b_bar, y_bar = _matrix(frame, RETS, 0), _matrix(frame, RETS, 1), _matrix(frame, RETS, 2)
+        pair_bars = _matrix(frame, RETS, 3)
         if b.shape[0] > 0:
             _TRANSPOSE_WITH_B(senders, places, table, p, q, a, b, y, a_bar, b_bar, y_bar, pair_bars)
         else:

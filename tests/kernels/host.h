@@ -54,6 +54,8 @@ static Barrier all;
 static ucontext_t outside;
 static int current, the_block, the_blocks;
 
+template <class... Pointer>
+inline void ready(Pointer&...) {}
 inline int thread() { return current; }
 inline int block() { return the_block; }
 inline int blocks() { return the_blocks; }

@@ -477,9 +477,13 @@ def test_compiles_for_a_gpu() -> None:
     made += [engine._first_kernel(name, 128, 64, False, 61) for name in ("first_message", "first_transpose")]
     made += [few._of_size(name, 128, 21, 16, True, True, True, True) for name in ("few_message", "few_transpose")]
     for kernel in made:
-        assert f".entry {kernel.name}" in launch.compile_ptx(kernel, 90)
+        ptx = launch.compiled(kernel, 90, "PTX")
+        assert f".entry {kernel.name}".encode() in ptx
+        assert kernel.early == (b"griddepcontrol.wait" in ptx)
+        assert b"ld.global" not in ptx.partition(b"griddepcontrol.wait")[0] or not kernel.early
+    assert launch.compiled(made[-1], 90, "CUBIN").startswith(b"\x7fELF")
     with pytest.raises(RuntimeError, match="could not compile broken"):
-        launch.compile_ptx(launch.Kernel("broken", "nonsense", (), 32, 0), 90)
+        launch.compiled(launch.Kernel("broken", "nonsense", (), 32, 0), 90, "PTX")
 
 
 def test_without_nvrtc(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,7 +205,7 @@ def _launch(
         lines.setdefault(x, []).append(line)
     name = f"{step.config.architecture}_{phases[-1].__name__}"
     source = launch.read("device.cu", "cut.cu") + writer.kernel(name, closed.jaxpr, lines, len(shapes))
-    kernel = launch.Kernel(name, source, (("F", f), ("OWN", own)), THREADS, 4 * writer.words)
+    kernel = launch.Kernel(name, source, (("F", f), ("OWN", own)), THREADS, 4 * writer.words, early=True)
     halves = [matrices.of[p.sources].halves for p in writer.products]
     inputs = [*(arrays[k] for k in writer.read), *halves, matrices.factors]
     results = iter(launch.call(kernel, inputs, (n,), shapes, -(-n // ATOMS) * (f // own)))
@@ -264,6 +264,7 @@ class _Writer(tiles.Writer):
         return "\n    ".join(
             [
                 f'extern "C" __global__ void __launch_bounds__(THREADS) {name}({", ".join(arguments)}) {{',
+                f"ready({', '.join(f'w{k}' for k in self.read)});",
                 "SHARED(uint32, operand);",
                 f"float* products = (float*)(operand + {max(p.words for p in self.made)});",
                 "Here here(n);",

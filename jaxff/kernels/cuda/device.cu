@@ -8,6 +8,15 @@ __device__ __forceinline__ int thread() { return threadIdx.x; }
 __device__ __forceinline__ int block() { return blockIdx.x; }
 __device__ __forceinline__ int blocks() { return gridDim.x; }
 __device__ __forceinline__ void sync() { __syncthreads(); }
+// Waits until the kernels before this one, which may have been started early, have ended, and what they wrote is there.
+// What lies at the pointers is read after it: that it never changes within this kernel would allow for more.
+template <class... Pointer>
+__device__ __forceinline__ void ready(Pointer&... pointers) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" : : : "memory");
+    (..., [](Pointer& x) { asm volatile("" : "+l"(x)); }(pointers));
+#endif
+}
 __device__ __forceinline__ void sync_warp() { __syncwarp(); }
 __device__ __forceinline__ float from_lane(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 __device__ __forceinline__ int of_lane(int x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }

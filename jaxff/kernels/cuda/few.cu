@@ -163,6 +163,7 @@ few_transpose(const float* __restrict__ all_places, const float* __restrict__ ta
               const float* __restrict__ q, const float* __restrict__ a, const float* __restrict__ b,
               const float* __restrict__ y, const float* __restrict__ bars_before, int molecules, float* __restrict__ a_bar, float* __restrict__ b_bar,
               float* __restrict__ y_bar, float* __restrict__ bars) {
+    ready(all_places, p, q, a, b, y, bars_before);
     SHARED(float4, memory);
     Here h(memory, all_places, molecules);
     constexpr int P = SENT, Q = SENT + 1;
@@ -242,6 +243,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 few_message(const float* __restrict__ all_places, const float* __restrict__ table, const float* __restrict__ a,
             const float* __restrict__ b, const float* __restrict__ y, int molecules, float* __restrict__ ds,
             float* __restrict__ dv) {
+    ready(all_places, a, b, y);
     SHARED(float4, memory);
     Here h(memory, all_places, molecules);
     Place place(h, h.worker);

@@ -68,4 +68,4 @@ def _of_size(
         *(("THREADS", threads), ("F", f), ("M", slots), ("WIDTH", width), ("HAS_B", int(has_b)), ("HAS_Y", int(has_y))),
         *(("PARTS", parts), ("TRANSPOSE", int(transposed)), ("SUMS", int(sums)), ("ADDS", int(adds))),
     )
-    return launch.Kernel(name, launch.read("device.cu", "few.cu"), defines, threads, shared)
+    return launch.Kernel(name, launch.read("device.cu", "few.cu"), defines, threads, shared, early=True)

@@ -1,4 +1,8 @@
-"""CUDA kernels in JAX: compiled by NVRTC, which comes with JAX's CUDA packages, launched by jaxlib's custom call."""
+"""CUDA kernels in JAX: compiled by NVRTC, which comes with JAX's CUDA packages, launched by jaxlib's custom call.
+
+Kernels that may start before those before them have ended, which jaxlib can't ask for, are launched by our own
+(jaxff.kernels.cuda.handlers).
+"""
 
 from __future__ import annotations
 
@@ -7,26 +11,39 @@ import functools
 import glob
 import importlib.util
 import os
+import threading
 import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 from jaxtyping import Array
 
+from jaxff.kernels.cuda import registry
+
+EARLY_FROM = 90  # the compute capability from which a kernel may start before those before it have ended
+
+Form = Literal["PTX", "CUBIN"]
+
 
 class Kernel(NamedTuple):
-    """A kernel: its name in the source, what is defined for the source, threads a block, bytes of shared memory."""
+    """A kernel: its name in the source, what is defined for the source, threads a block, bytes of shared memory.
+
+    early: whether it may start before those before it have ended, as it waits for them itself (`ready` in device.cu).
+    """
 
     name: str
     source: str
     defines: tuple[tuple[str, int], ...]
     threads: int
     shared: int
+    early: bool = False
 
 
 Emulator = Callable[..., Sequence[Any]]
@@ -51,6 +68,8 @@ def call(
     in_place: the arrays whose memory the results have, in their order, if not memory of their own.
     """
     shapes = [jax.ShapeDtypeStruct(shape, "float32") for shape in results]
+    if emulator is None and jax.default_backend() == "gpu":
+        _compiling(kernel)  # while others are traced
     if emulator is not None:
         options = {"integers": tuple(integers), "results": shapes, "blocks": blocks, "in_place": tuple(in_place)}
         run = functools.partial(emulator, kernel, **options)
@@ -92,22 +111,32 @@ def _lower(
 ) -> Any:
     from jaxlib import gpu_triton
 
-    capability = gpu_triton.get_compute_capability(0)
-    compiled = gpu_triton.TritonKernel(
-        kernel.name, kernel.threads // 32, 1, kernel.shared, compile_ptx(kernel, capability), "", capability
-    )
+    capability, code = gpu_triton.get_compute_capability(0), _compiling(kernel).result()
+    aliases = {array: k for k, array in enumerate(in_place)}
+    if _may_start_early(kernel):
+        sizes = blocks, kernel.threads, kernel.shared
+        key = registry.add(kernel.name, code, *sizes, integers, len(arrays), len(results))
+        rule = jax.ffi.ffi_lowering(registry.NAME, operand_output_aliases=aliases)
+        return rule(ctx, *arrays, key=np.int64(key))
+    sizes = kernel.threads // 32, 1, kernel.shared
+    image = gpu_triton.TritonKernel(kernel.name, *sizes, code.decode(), "", capability)
     array = gpu_triton.create_array_parameter(0, 16)
     parameters = [
         *[array] * len(arrays),
         *(gpu_triton.create_scalar_parameter(x, "i32") for x in integers),
         *[array] * len(results),
     ]
-    launched = gpu_triton.TritonKernelCall(compiled, blocks, 1, 1, parameters)
+    launched = gpu_triton.TritonKernelCall(image, blocks, 1, 1, parameters)
     config: Any = zlib.compress(launched.to_proto(kernel.name, b""))
-    rule = jax.ffi.ffi_lowering(
-        "triton_kernel_call_ffi", operand_output_aliases={array: k for k, array in enumerate(in_place)}
-    )
+    rule = jax.ffi.ffi_lowering("triton_kernel_call_ffi", operand_output_aliases=aliases)
     return rule(ctx, *arrays, opaque=config)
+
+
+def _may_start_early(kernel: Kernel) -> bool:
+    """Whether a kernel is launched by jaxff.kernels.cuda.handlers."""
+    from jaxlib import gpu_triton
+
+    return kernel.early and gpu_triton.get_compute_capability(0) >= EARLY_FROM and registry.available()
 
 
 mlir.register_lowering(_call, _lower, platform="cuda")
@@ -135,28 +164,50 @@ def _places() -> list[str]:
     return [f"{p}/*/lib/libnvrtc.so.*[0-9]" for p in packages] + [f"{h}/lib64/libnvrtc.so" for h in homes]
 
 
+def _compiling(kernel: Kernel) -> Future[bytes]:
+    """What it becomes for this GPU: a CUBIN if it may start early, or PTX. It is compiled once, in the background."""
+    from jaxlib import gpu_triton
+
+    with _lock:
+        if kernel not in _asked:
+            form: Form = "CUBIN" if _may_start_early(kernel) else "PTX"
+            _asked[kernel] = _workers().submit(compiled, kernel, gpu_triton.get_compute_capability(0), form)
+        return _asked[kernel]
+
+
+_asked: dict[Kernel, Future[bytes]] = {}
+_lock = threading.Lock()
+
+
 @functools.cache
-def compile_ptx(kernel: Kernel, capability: int) -> str:
-    """PTX for GPUs of this compute capability (90: 9.0). RuntimeError with the compiler's words if it fails."""
-    library, program = nvrtc(), ctypes.c_void_p()
-    options = [f"-arch=compute_{capability}", "-std=c++17", *(f"-D{name}={value}" for name, value in kernel.defines)]
+def _workers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1), "jaxff-nvrtc")
+
+
+def compiled(kernel: Kernel, capability: int, form: Form) -> bytes:
+    """For GPUs of this compute capability (90: 9.0). RuntimeError with the compiler's words if it fails."""
+    library, program, target = nvrtc(), ctypes.c_void_p(), "sm" if form == "CUBIN" else "compute"
+    defines = [f"-D{name}={value}" for name, value in kernel.defines]
+    options = [f"-arch={target}_{capability}", "-std=c++17", *defines]
     encoded = (ctypes.c_char_p * len(options))(*(x.encode() for x in options))
     _check(library.nvrtcCreateProgram(ctypes.byref(program), kernel.source.encode(), b"jaxff.cu", 0, None, None))
     try:
         failed = library.nvrtcCompileProgram(program, len(options), encoded)
         if failed:
-            raise RuntimeError(f"NVRTC could not compile {kernel.name}: {_text(library, program, 'ProgramLog')}")
-        return _text(library, program, "PTX")
+            words = _text(library, program, "ProgramLog").decode()
+            raise RuntimeError(f"NVRTC could not compile {kernel.name}: {words}")
+        return _text(library, program, form)
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(program))
 
 
-def _text(library: Any, program: Any, what: str) -> str:
+def _text(library: Any, program: Any, what: str) -> bytes:
+    """A result, without the zero that ends a text."""
     size = ctypes.c_size_t()
     _check(getattr(library, f"nvrtcGet{what}Size")(program, ctypes.byref(size)))
     buffer = ctypes.create_string_buffer(size.value)
     _check(getattr(library, f"nvrtcGet{what}")(program, buffer))
-    return buffer.value.decode()
+    return buffer.raw if what == "CUBIN" else buffer.value
 
 
 def _check(status: int) -> None:

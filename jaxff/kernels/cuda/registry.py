@@ -1,0 +1,144 @@
+"""CUDA kernels for jaxff.kernels.cuda.handlers: loaded into this process, and known by a key."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import importlib.util
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+NAME = "jaxff_cuda"  # of the foreign function
+_MAX_DYNAMIC_SHARED = 8  # CUfunction_attribute
+
+_lock = threading.RLock()
+_alive: list[Any] = []  # what the table points to, and tables that another thread may still read
+_entries: dict[int, int] = {}  # addresses by key
+_handlers: list[Any] = []  # what XLA calls
+
+
+def available() -> bool:
+    """Whether Numba, which compiles the handler, is here."""
+    return importlib.util.find_spec("numba") is not None
+
+
+def add(
+    name: str, code: bytes, blocks: int, threads: int, shared: int, integers: Sequence[int], arrays: int, results: int
+) -> int:
+    """The key of calls of a kernel of this name in `code`, a CUBIN, with these integers and so many arrays and results.
+
+    RuntimeError if it can't be loaded.
+    """
+    from jaxff.kernels.cuda import handlers
+
+    register()
+    sizes = (blocks, threads, shared, arrays, results, *integers)
+    digest = hashlib.sha256(repr((name, sizes)).encode() + code).digest()
+    key = int.from_bytes(digest[:8], "little", signed=True)
+    with _lock:
+        if key not in _entries:
+            numbers, entry = np.array([*integers, 0], np.int32), np.zeros(handlers.ENTRY, np.int64)
+            entry[handlers.HANDLE], entry[handlers.INTEGERS] = _load(name, code, shared), numbers.ctypes.data
+            entry[handlers.BLOCKS], entry[handlers.THREADS], entry[handlers.SHARED] = blocks, threads, shared
+            entry[handlers.ARRAYS], entry[handlers.COUNT], entry[handlers.RESULTS] = arrays, len(integers), results
+            _alive.extend((numbers, entry))
+            _entries[key] = int(entry.ctypes.data)
+            _publish()
+    return key
+
+
+def register() -> None:
+    """Compile the handler (or read Numba's cache) and make it known to XLA, once, whichever thread asks."""
+    import llvmlite.binding
+    from numba import cfunc, types
+
+    from jaxff.kernels.cuda import handlers
+    from jaxff.kernels.frames import CACHE
+
+    with _lock:
+        if not _handlers:
+            llvmlite.binding.add_symbol(handlers.SYMBOL, _symbol().ctypes.data)
+            _publish()
+            made = cfunc(types.int64(types.int64), cache=CACHE)(handlers.execute)
+            jax.ffi.register_ffi_target(NAME, jax.ffi.pycapsule(made.ctypes), platform="CUDA")
+            _handlers.append(made)
+
+
+def _publish() -> None:
+    """A table of all entries, in place of the one before."""
+    from jaxff.kernels.cuda import handlers
+
+    pairs = 64
+    while pairs < 2 * len(_entries):
+        pairs *= 2
+    table = np.zeros(handlers.HEADER + 2 * pairs, np.int64)
+    table[handlers.MASK], table[handlers.LAUNCH] = pairs - 1, _launcher() if _entries else 0
+    table[handlers.UNKNOWN], table[handlers.FAILED] = map(ctypes.addressof, _texts())
+    for key, entry in _entries.items():
+        k = key & pairs - 1
+        while table[handlers.HEADER + 2 * k + 1]:
+            k = k + 1 & pairs - 1
+        table[handlers.HEADER + 2 * k : handlers.HEADER + 2 * k + 2] = key, entry
+    _alive.append(table)
+    _symbol()[0] = table.ctypes.data
+
+
+@functools.cache
+def _symbol() -> NDArray[np.int64]:
+    """The word that handlers find by a symbol."""
+    return np.zeros(1, np.int64)
+
+
+@functools.cache
+def _texts() -> tuple[Any, ...]:
+    return tuple(
+        ctypes.create_string_buffer(text.encode())
+        for text in (
+            "a CUDA kernel of jaxff is not in this process: expected a function that was lowered here, received an "
+            "executable from elsewhere",
+            "a CUDA kernel of jaxff could not be started",
+        )
+    )
+
+
+# --- CUDA's driver ---
+
+
+@functools.cache
+def _driver() -> Any:
+    try:
+        library = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise RuntimeError(f"CUDA's driver was not found: {error}") from None
+    _check(library.cuInit(0), "cuInit")
+    return library
+
+
+def _launcher() -> int:
+    """The address of cuLaunchKernelEx."""
+    return ctypes.cast(_driver().cuLaunchKernelEx, ctypes.c_void_p).value or 0
+
+
+@functools.cache
+def _load(name: str, code: bytes, shared: int) -> int:
+    """A handle of the kernel that any device takes."""
+    library, kernel, devices = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_int()
+    nothing = None, None, 0
+    _check(_driver().cuLibraryLoadData(ctypes.byref(library), code, *nothing, *nothing), "cuLibraryLoadData")
+    _check(_driver().cuLibraryGetKernel(ctypes.byref(kernel), library, name.encode()), "cuLibraryGetKernel")
+    _check(_driver().cuDeviceGetCount(ctypes.byref(devices)), "cuDeviceGetCount")
+    for device in range(devices.value):
+        status = _driver().cuKernelSetAttribute(_MAX_DYNAMIC_SHARED, shared, kernel, device)
+        _check(status, f"cuKernelSetAttribute, for {shared} bytes of shared memory,")
+    return kernel.value or 0
+
+
+def _check(status: int, function: str) -> None:
+    if status:
+        raise RuntimeError(f"{function} of CUDA's driver returned error {status}")
