@@ -3,7 +3,8 @@
     python experiments/speed/fusions.py student:size-10648 painn:nve-21 student:batch-16 -o RESULT.json
 
 Rows are an architecture and a row of run.py, by the fused engine. XLA compiles for a GPU that it only has a description
-of (h200.txtpb); it needs JAX's CUDA plugin, but no GPU, driver or CUDA library. A launch costs some 2 µs.
+of (h200.txtpb); it needs JAX's CUDA plugin, but no GPU, driver or CUDA library. A launch costs some 2 µs. Of rows
+`energy-N`: the temporaries of energy alone and of energy with forces.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from jaxff.versions import versions_with
 
 TARGET = Path(__file__).with_name("h200.txtpb")
 CAPABILITY, MULTIPROCESSORS = 90, 132
-ROW = re.compile(rf"({'|'.join(rows.CONFIGS)}):(size|nve|batch)-([1-9][0-9]*)")
+ROW = re.compile(rf"({'|'.join(rows.CONFIGS)}):(size|nve|batch|energy)-([1-9][0-9]*)")
 # instructions that are no kernel of their own
 SILENT = "parameter|constant|tuple|get-tuple-element|bitcast|while|call|conditional"
 INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%(?P<name>[\w.-]+) = (?P<shape>\(.*?\)|\S+) (?P<kind>[\w-]+)\(")
@@ -90,6 +91,17 @@ def step(architecture: str, what: str, count: int) -> Any:
     return compiled(block, jax.eval_shape(start))
 
 
+def memory(architecture: str, atoms: int) -> dict[str, float]:
+    """Temporaries of energy alone, and with forces; their ratio."""
+    p = rows.problem(atoms)
+    energy = p.energy(architecture, "fused")
+    alone, both = (
+        compiled(function, p.positions, p.pairs).memory_analysis().temp_size_in_bytes / 1e6
+        for function in (energy, jax.value_and_grad(energy))
+    )
+    return {"energy_MB": alone, "energy_and_forces_MB": both, "memory_ratio": both / alone}
+
+
 def kernels_of(text: str) -> list[dict[str, str]]:
     """What a loop's body runs, of the text of an optimised module: of its largest computation that a loop calls."""
     bodies = set(re.findall(r"body=%([\w.-]+)", text))
@@ -120,7 +132,7 @@ def main() -> None:
     parsed = [ROW.fullmatch(row) for row in args.rows]
     for row, match in zip(args.rows, parsed, strict=True):
         if match is None:
-            refuse(f"expected rows like painn:size-10648, painn:nve-21 or painn:batch-16, received {row}")
+            refuse(f"expected rows like painn:size-10648, painn:batch-16 or painn:energy-21, received {row}")
     if find_spec("jax_cuda13_plugin") is None:
         versions = " ".join(f"jax-cuda13-{name}=={jax.__version__}" for name in ("plugin", "pjrt"))
         refuse(f"expected JAX's CUDA plugin, received none: pip install --no-deps {versions}")
@@ -133,6 +145,11 @@ def main() -> None:
     }
     with compiling_for_a_gpu():
         for row, match in zip(args.rows, parsed, strict=True):
+            if match[2] == "energy":
+                report["rows"][row] = memory(match[1], int(match[3]))
+                print(row, report["rows"][row], flush=True)
+                write(args.output, report)
+                continue
             made = step(match[1], match[2], int(match[3]))
             found = kernels_of(made.as_text())
             own = sum(re.match("pallas_call|jaxff_cuda", kernel["name"]) is not None for kernel in found)

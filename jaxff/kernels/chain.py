@@ -105,7 +105,7 @@ def backward(
     scale = e_bar
     for i in reversed(range(1, config.num_interactions)):
         sources, kept = saved[i - 1]
-        before = _to_add_to(pair_bars, launch)
+        before = _to_add_to(pair_bars, step.launch)
         heard = atoms.Heard(sources, _table(tree, i, launch), (s_bar, v_bar), scale, before=before)
         weights = step.model.weights(tree, i - 1, False)
         cuda = _cuda(tree, "backward_lean" if launch.lean else "backward", i - 1)
@@ -113,7 +113,7 @@ def backward(
         (s_bar,), v_bar, scale = made["s_bar"], made["v_bar"], None
         pair_bars.append(pair_bar)
     first, above = _first(step, tree, numbers), atoms.scaled((s_bar, v_bar), scale)
-    before = _to_add_to(pair_bars, launch)
+    before = _to_add_to(pair_bars, step.launch)
     pair_bars.append(first_transpose(first.sources, above, first.table, geometry, launch, first.numbers, before))
     pairs, pair_bar = _inside(geometry, pairs), whole(atoms.total(pair_bars), geometry, pairs.num_atoms, launch)
     pair_bar = jnp.where(pairs.mask, pair_bar, 0)
@@ -129,7 +129,7 @@ def backward(
 
 def _to_add_to(pair_bars: list[Any], launch: Launch) -> Any:
     """What the next message's kernel adds its pair gradients to, taken from the list; None where XLA adds them up."""
-    return pair_bars.pop() if pair_bars and launch.route == "few" else None
+    return pair_bars.pop() if pair_bars and (launch.route == "few" or launch.parts) else None
 
 
 def _step(tree: Params, config: Config, geometry: Geometry, launch: Launch) -> atoms.Step:

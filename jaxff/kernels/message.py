@@ -147,7 +147,7 @@ def first_transpose(
 
     The other half of each pair, what j sends to i, as `whole` may take it instead: [D, -U] with
     D = Σ_f a_j p_i Wa' + b_j u·q_i Wb',  U = Σ_f b_j q_i Wb. Where the sources follow from the elements, few of them
-    come from far. numbers: as for `message`; before: as for `message_transpose`.
+    come from far. numbers: as for `message`; before: as for `message_transpose`, or what programs of few atoms gave.
     """
     if numbers is not None:
         from jaxff.kernels.cuda import engine
@@ -159,15 +159,17 @@ def first_transpose(
         return message_transpose(sources, cotangents, table, geometry, launch)[1]
     n, f = sources.a.shape
     launch = _of_so_many(launch, n, f)
+    shape = float32_shape(f // launch.block, 4, geometry.senders.shape[0])
+    adds = before is not None and before.shape == shape.shape
     pair_bars = pl.pallas_call(
         partial(_first_kernel, Sizes(geometry, n, f, launch)),
-        out_shape=float32_shape(f // launch.block, 4, geometry.senders.shape[0]),
+        out_shape=shape,
         grid=(n, f // launch.block),
         interpret=launch.interpret,
         compiler_params=triton.CompilerParams(num_warps=_warps(launch), num_stages=2),
         name="first_transpose",
-    )(geometry, table, cotangents, sources)
-    return total(list(pair_bars))
+    )(geometry, table, cotangents, sources, before if adds else None)
+    return total([*pair_bars, *([] if adds or before is None else before)])
 
 
 def whole(pair_bars: Float[Array, "..."], geometry: Geometry, num_atoms: int, launch: Launch) -> Float[Array, "4 E"]:
@@ -304,16 +306,22 @@ def transpose_sums(
     block: Any,
     channels: Int[Array, "B"],
     scale: Any = None,
+    y_i: list[Float[Array, "B"]] | None = None,
+    before: Any = None,
 ) -> list[Float[Array, "B"]]:
     """[ā, b̄, ȳ_x, ȳ_y, ȳ_z] of atom i (without b or y: without theirs) within a kernel; pair_bars[block] is written.
 
-    scale: a number for each atom, by which p and q are to be multiplied.
+    scale: a number for each atom, by which p and q are to be multiplied. y_i: y of atom i, where the sources lack it.
+    before: what is added to pair_bars.
     """
     a, b, y = sources
-    f, has_y = sizes.f, y is not None
-    own = partial(_own, i=i)
+    f, own = sizes.f, partial(_own, i=i)
     a_i, b_i = own(a, channels), None if b is None else own(b, channels)
-    y_i = None if y is None else [own(y, channels + axis * f) for axis in range(3)]
+    if y is not None:
+        y_i = [own(y, channels + axis * f) for axis in range(3)]
+    elif y_i is not None:
+        y_i = [x[None, :] for x in y_i]
+    has_y = y_i is not None
 
     def add(step: Array, sums: list[Array]) -> list[Array]:
         pair = _load_pairs(geometry, sizes, i, step)
@@ -332,7 +340,7 @@ def transpose_sums(
         if y_i is not None:
             d_bar = d_bar + (y_i[0] * q_j[0] + y_i[1] * q_j[1] + y_i[2] * q_j[2]) * wc[0][1]
             new += [vector + wc[0][0] * x for vector, x in zip(sums[-3:], q_j, strict=True)]
-        _store_pair_bars(pair_bars, block, pair, d_bar, [wb * x for x in bq])
+        _store_pair_bars(pair_bars, before, block, pair, d_bar, [wb * x for x in bq])
         return new
 
     zero = jnp.zeros((sizes.at_once, sizes.block), jnp.float32)
@@ -341,7 +349,13 @@ def transpose_sums(
 
 
 def _first_kernel(
-    sizes: Sizes, geometry: Geometry, table: Any, cotangents: tuple[Any, Any], sources: Sources, pair_bars: Any
+    sizes: Sizes,
+    geometry: Geometry,
+    table: Any,
+    cotangents: tuple[Any, Any],
+    sources: Sources,
+    before: Any,
+    pair_bars: Any,
 ) -> None:
     i, block, channels = pl.program_id(0), pl.program_id(1), _channels(sizes)
     (p, q), (a, b, _) = cotangents, sources
@@ -354,17 +368,20 @@ def _first_kernel(
             b_j = _gather(b, pair, channels)
             wb, wb_slope = wb * b_j, wb_slope * b_j
         d_bar = _gather(a, pair, channels) * p_i * wa_slope + _along(pair, q_i) * wb_slope
-        _store_pair_bars(pair_bars, block, pair, d_bar, [-wb * x for x in q_i])
+        _store_pair_bars(pair_bars, before, block, pair, d_bar, [-wb * x for x in q_i])
         return nothing
 
     _over_slots(sizes, add, [])
 
 
 def _store_pair_bars(
-    pair_bars: Any, block: Any, pair: _Pair, d_bar: Float[Array, "S B"], u_bar: list[Float[Array, "S B"]]
+    pair_bars: Any, before: Any, block: Any, pair: _Pair, d_bar: Float[Array, "S B"], u_bar: list[Float[Array, "S B"]]
 ) -> None:
     for row, x in enumerate([d_bar, *u_bar]):
-        triton.store(pair_bars.at[block, row, pair.edge], jnp.sum(x, axis=1), mask=pair.inside)
+        value = jnp.sum(x, axis=1)
+        if before is not None:
+            value = value + triton.load(before.at[block, row, pair.edge], mask=pair.inside, other=0)
+        triton.store(pair_bars.at[block, row, pair.edge], value, mask=pair.inside)
 
 
 def _over_slots(sizes: Sizes, body: Any, start: list[Array]) -> list[Array]:

@@ -120,6 +120,12 @@ def gate(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
     return {"xs": [xs], "xu": [xu], "xv": [xv], "y": y, "hidden_gate": hidden}
 
 
+def sent_vectors(on: Any, w: Between, kept: Made) -> Rows:
+    """y once more, of what is kept."""
+    (xv,) = on.rows(kept["xv"])
+    return [xv * x for x in on.rows(kept["v"])]
+
+
 def update_last(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
     """The last s', and the readout's first product."""
     s, kept = _gates(on, w, state, 2)

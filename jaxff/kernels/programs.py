@@ -34,7 +34,7 @@ def fits(tree: Params, hidden_dim: int) -> bool:
 
 
 def run_programs(step: Step, phases: Sequence[Phase], weights: Weights, state: Made, heard: Heard) -> tuple[Made, Any]:
-    """What `atoms.run_arrays` returns, by a kernel for each phase."""
+    """What `atoms.run_arrays` returns, by a kernel for each phase; pair gradients by programs' channels, [P, 4, E]."""
     pair_bars = None
     for k, phase in enumerate(phases):
         made, bars = _launch(step, phase, weights, state, heard if k == 0 else None)
@@ -246,26 +246,44 @@ def _launch(step: Step, phase: Phase, weights: Weights, state: Made, heard: Hear
     """One phase as a kernel: what it makes, and the pair gradients of a message transposed."""
     f, parts = step.config.hidden_dim, step.launch.parts
     n, pairs = jax.tree.leaves(state)[0].shape[0], step.geometry.senders.shape[0]
-    noting = _Noting(state)
-    sums = _sums_shape(heard, f // parts)
-    made = jax.eval_shape(lambda *sums: phase(_Listing(f, parts), step.config, weights, noting, *sums), *sums)
+    noting, sums, remakes = _Noting(state), _sums_shape(heard, f // parts), False
+    if heard is not None and heard.above is not None and heard.sources.y is not None:
+        heard, remakes = heard._replace(sources=heard.sources._replace(y=None)), True  # so that memory needn't keep it
+    _, made = _listed(step, phase, weights, noting, sums, remakes)
     out = {name: _out_shape(value, n, f, parts, name in step.model.JOINED) for name, value in made.items()}
     bars = float32_shape(parts, 4, pairs) if heard is not None and heard.above is not None else None
+    sizes = Sizes(step.geometry, n, f, _pairwise(step))
     results, bars = pl.pallas_call(
-        partial(_kernel, step._replace(geometry=None), phase, Sizes(step.geometry, n, f, _pairwise(step))),  # type: ignore[arg-type]
+        partial(_kernel, step._replace(geometry=None), phase, sizes, sums, remakes),  # type: ignore[arg-type]
         out_shape=(out, bars),
         grid=(n, parts),
         interpret=step.launch.interpret,
         compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=1),
         name=f"{step.config.architecture}_{phase.__name__}",
     )(None if heard is None else step.geometry, heard, {name: state[name] for name in noting.read}, weights)
-    return results, None if bars is None else total(list(bars))
+    return results, bars
+
+
+def _listed(
+    step: Step, phase: Phase, weights: Weights, state: Made, sums: Any, remakes: bool
+) -> tuple[_Listing, dict[str, Any]]:
+    """What a program reads, for the vectors that were sent too if it makes them again; shapes of what a phase makes."""
+    listing = _Listing(step.config.hidden_dim, step.launch.parts)
+
+    def equations(*sums: Rows) -> Made:
+        if remakes:
+            step.model.sent_vectors(listing, weights, state)
+        return phase(listing, step.config, weights, state, *sums)
+
+    return listing, jax.eval_shape(equations, *sums)
 
 
 def _kernel(
     step: Step,
     phase: Phase,
     sizes: Sizes,
+    sums_shape: Any,
+    remakes: bool,
     geometry: Geometry | None,
     heard: Heard | None,
     state: Made,
@@ -273,21 +291,17 @@ def _kernel(
     out: Made,
     pair_bars: Any = None,
 ) -> None:
-    f, parts = step.config.hidden_dim, step.launch.parts
-
-    def equations(on: Any, *sums: Rows) -> Made:
-        return phase(on, step.config, weights, state, *sums)
-
-    listing = _Listing(f, parts)
-    jax.eval_shape(lambda *sums: equations(listing, *sums), *_sums_shape(heard, f // parts))
-    on, sums = _Program(f, parts, listing, step.launch.interpret), []
+    listing, _ = _listed(step, phase, weights, state, sums_shape, remakes)
+    on, sums = _Program(step.config.hidden_dim, step.launch.parts, listing, step.launch.interpret), []
     if heard is not None and geometry is not None:
         args = (geometry, heard.table, heard.sources)
         if heard.above is None:
             sums = [message_sums(*args, sizes, on.i, on.channels)]
         else:
-            sums = [transpose_sums(*args, *heard.above, pair_bars, sizes, on.i, on.part, on.channels, heard.scale)]
-    for name, value in equations(on, *sums).items():
+            sent = step.model.sent_vectors(on, weights, state) if remakes else None
+            more = {"scale": heard.scale, "y_i": sent, "before": heard.before}
+            sums = [transpose_sums(*args, *heard.above, pair_bars, sizes, on.i, on.part, on.channels, **more)]
+    for name, value in phase(on, step.config, weights, state, *sums).items():
         on.store(out[name], value)
 
 

@@ -84,9 +84,17 @@ def _gates(on: Any, w: Between, state: Made, parts: int) -> tuple[Rows, Made]:
 def update(on: Any, config: StudentConfig, w: Between, state: Made) -> Made:
     """s' and v'."""
     (o, *g), kept = _gates(on, w, state, 3)
-    v = on.rows(state["heard"])
-    v_new = [x * g[0] + y * g[1] for x, y in zip(v, _mix(on, w.update["M"], v), strict=True)]
+    v_new = _gated(on, w, on.rows(state["heard"]), g)
     return {"s": plus(on.rows(state["s"]), [o]), "v": v_new, "g": g} | kept
+
+
+def sent_vectors(on: Any, w: Between, kept: Made) -> Rows:
+    """v' once more, of what is kept."""
+    return _gated(on, w, on.rows(kept["heard"]), on.rows(kept["g"]))
+
+
+def _gated(on: Any, w: Between, v: Rows, g: Rows) -> Rows:
+    return [x * g[0] + y * g[1] for x, y in zip(v, _mix(on, w.update["M"], v), strict=True)]
 
 
 def update_last(on: Any, config: StudentConfig, w: Between, state: Made) -> Made:
