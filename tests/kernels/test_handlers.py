@@ -76,6 +76,8 @@ def _fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fakes]:
     monkeypatch.setattr(registry, "_launcher", lambda: launcher)
     monkeypatch.setattr(registry, "_load", lambda name, code, shared: LOADED)
     monkeypatch.setattr(registry, "_entries", {})
+    registry.register()
+    registry._publish()
     yield fakes
     monkeypatch.undo()
     registry._publish()
@@ -102,10 +104,12 @@ def test_a_kernel_is_launched(fakes: Fakes) -> None:
 
 
 def test_each_call_has_its_entry(fakes: Fakes) -> None:
-    """Of many, more than a table first has places for; the same call has the same key, others have others."""
+    """Of many, more than a table first has room for; the same call has the same key, others have others."""
+    tables = len(registry._tables)
     keys = [key_of(integers=(k, 0), blocks=k + 1) for k in range(300)]
     assert keys == [key_of(integers=(k, 0), blocks=k + 1) for k in range(300)]
     assert len(set(keys)) == 300
+    assert len(registry._tables) < tables + 10  # it grows by doubling
     for k in (0, 17, 299):
         fakes.asked.clear()
         assert call(fakes.frame(keys[k], (1, 2), (3,))) == 0

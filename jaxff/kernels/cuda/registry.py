@@ -18,7 +18,8 @@ NAME = "jaxff_cuda"  # of the foreign function
 _MAX_DYNAMIC_SHARED = 8  # CUfunction_attribute
 
 _lock = threading.RLock()
-_alive: list[Any] = []  # what the table points to, and tables that another thread may still read
+_alive: list[Any] = []  # what entries point to, and they
+_tables: list[NDArray[np.int64]] = []  # the last one is it; another thread may still read those before
 _entries: dict[int, int] = {}  # addresses by key
 _handlers: list[Any] = []  # what XLA calls
 
@@ -49,7 +50,10 @@ def add(
             entry[handlers.ARRAYS], entry[handlers.COUNT], entry[handlers.RESULTS] = arrays, len(integers), results
             _alive.extend((numbers, entry))
             _entries[key] = int(entry.ctypes.data)
-            _publish()
+            if 2 * len(_entries) > _pairs(_tables[-1]):
+                _publish()
+            else:
+                _put(_tables[-1], key)
     return key
 
 
@@ -64,29 +68,45 @@ def register() -> None:
     with _lock:
         if not _handlers:
             llvmlite.binding.add_symbol(handlers.SYMBOL, _symbol().ctypes.data)
-            _publish()
+            if not _tables:
+                _publish()
             made = cfunc(types.int64(types.int64), cache=CACHE)(handlers.execute)
             jax.ffi.register_ffi_target(NAME, jax.ffi.pycapsule(made.ctypes), platform="CUDA")
             _handlers.append(made)
 
 
 def _publish() -> None:
-    """A table of all entries, in place of the one before."""
+    """A table of all entries, with room for as many more, in place of the one before."""
     from jaxff.kernels.cuda import handlers
 
     pairs = 64
-    while pairs < 2 * len(_entries):
+    while pairs < 4 * len(_entries):
         pairs *= 2
     table = np.zeros(handlers.HEADER + 2 * pairs, np.int64)
-    table[handlers.MASK], table[handlers.LAUNCH] = pairs - 1, _launcher() if _entries else 0
+    table[handlers.MASK] = pairs - 1
     table[handlers.UNKNOWN], table[handlers.FAILED] = map(ctypes.addressof, _texts())
-    for key, entry in _entries.items():
-        k = key & pairs - 1
-        while table[handlers.HEADER + 2 * k + 1]:
-            k = k + 1 & pairs - 1
-        table[handlers.HEADER + 2 * k : handlers.HEADER + 2 * k + 2] = key, entry
-    _alive.append(table)
+    for key in _entries:
+        _put(table, key)
+    _tables.append(table)
     _symbol()[0] = table.ctypes.data
+
+
+def _put(table: NDArray[np.int64], key: int) -> None:
+    """An entry at its key, which another thread may look for meanwhile: its address comes last."""
+    from jaxff.kernels.cuda import handlers
+
+    k = key & _pairs(table) - 1
+    while table[handlers.HEADER + 2 * k + 1]:
+        k = k + 1 & _pairs(table) - 1
+    table[handlers.LAUNCH] = _launcher()
+    table[handlers.HEADER + 2 * k] = key
+    table[handlers.HEADER + 2 * k + 1] = _entries[key]
+
+
+def _pairs(table: NDArray[np.int64]) -> int:
+    from jaxff.kernels.cuda import handlers
+
+    return (len(table) - handlers.HEADER) // 2
 
 
 @functools.cache
