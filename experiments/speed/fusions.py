@@ -91,9 +91,18 @@ def step(architecture: str, what: str, count: int) -> Any:
     return compiled(block, jax.eval_shape(start))
 
 
-def memory(architecture: str, atoms: int) -> dict[str, float]:
+def seen(architecture: str, what: str, count: str) -> dict[str, Any]:
+    """How many kernels of a row are ours and XLA's, and which; temporaries."""
+    made = step(architecture, what, int(count))
+    found = kernels_of(made.as_text())
+    own = sum(re.match("pallas_call|jaxff_cuda", kernel["name"]) is not None for kernel in found)
+    temporaries = made.memory_analysis().temp_size_in_bytes / 1e6
+    return {"own": own, "of_xla": len(found) - own, "temporaries_MB": temporaries, "kernels": found}
+
+
+def memory(architecture: str, _: str, atoms: str) -> dict[str, float]:
     """Temporaries of energy alone, and with forces; their ratio."""
-    p = rows.problem(atoms)
+    p = rows.problem(int(atoms))
     energy = p.energy(architecture, "fused")
     alone, both = (
         compiled(function, p.positions, p.pairs).memory_analysis().temp_size_in_bytes / 1e6
@@ -145,20 +154,10 @@ def main() -> None:
     }
     with compiling_for_a_gpu():
         for row, match in zip(args.rows, parsed, strict=True):
-            if match[2] == "energy":
-                report["rows"][row] = memory(match[1], int(match[3]))
-                print(row, report["rows"][row], flush=True)
-                write(args.output, report)
-                continue
-            made = step(match[1], match[2], int(match[3]))
-            found = kernels_of(made.as_text())
-            own = sum(re.match("pallas_call|jaxff_cuda", kernel["name"]) is not None for kernel in found)
-            facts = {"own": own, "of_xla": len(found) - own}
-            facts |= {"temporaries_MB": made.memory_analysis().temp_size_in_bytes / 1e6}
-            report["rows"][row] = facts | {"kernels": found}
-            print(
-                row, facts, *("    {name}: {result}  {of}".format(**kernel) for kernel in found), sep="\n", flush=True
-            )
+            facts = (memory if match[2] == "energy" else seen)(*match.groups())
+            report["rows"][row] = facts
+            lines = ["    {name}: {result}  {of}".format(**kernel) for kernel in facts.get("kernels", [])]
+            print(row, {name: x for name, x in facts.items() if name != "kernels"}, *lines, sep="\n", flush=True)
             write(args.output, report)
 
 

@@ -9,12 +9,11 @@ every run. Nothing here calls Python. Shapes: places [6, E], table [T, 4, CF], a
 from __future__ import annotations
 
 import functools
-import threading
 
-import jax
 import numpy as np
-from numba import carray, cfunc, njit, types
+from numba import carray, njit
 
+from jaxff.kernels import frames
 from jaxff.kernels.frames import ARGS, CACHE, RETS, buffer, floats, integers, is_inquiry
 
 # sums may be reordered and products fused; NaN stays NaN
@@ -198,15 +197,7 @@ def _on_message_transpose(frame):
     return 0
 
 
-_registered: dict = {}  # by name; what XLA calls must not be collected
-_lock = threading.Lock()
-
-
 def register() -> None:
-    """Compile both kernels (or read Numba's cache) and make them known to XLA by name, once, whichever thread asks."""
-    with _lock:
-        for name, handler in (("jaxff_message", _on_message), ("jaxff_message_transpose", _on_message_transpose)):
-            if name not in _registered:
-                made = cfunc(types.int64(types.int64), cache=CACHE)(handler)
-                jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(made.ctypes), platform="cpu")
-                _registered[name] = made
+    """Make both kernels known to XLA by name."""
+    frames.register("jaxff_message", _on_message, "cpu")
+    frames.register("jaxff_message_transpose", _on_message_transpose, "cpu")

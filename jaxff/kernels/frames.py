@@ -1,11 +1,14 @@
-"""What XLA hands to a foreign function, read by what Numba compiles: the structures of xla/ffi/api/c_api.h, in words
+"""Foreign functions that Numba compiles, as XLA calls them: what it hands over is read in words of 8 bytes.
 
-of 8 bytes. Nothing here calls Python.
+The structures are those of xla/ffi/api/c_api.h. What is compiled here calls no Python.
 """
 
 from __future__ import annotations
 
-from numba import njit, types
+import threading
+
+import jax
+from numba import cfunc, njit, types
 from numba.extending import intrinsic
 
 ARGS, RETS = 9, 14  # of XLA_FFI_CallFrame
@@ -26,6 +29,17 @@ def _can_cache():
 
 
 CACHE = _can_cache()
+registered: dict = {}  # by name; what XLA calls must not be collected
+_lock = threading.Lock()
+
+
+def register(name, handler, platform):
+    """Compile a handler (or read Numba's cache) and make it known to XLA by name, once, whichever thread asks."""
+    with _lock:
+        if name not in registered:
+            made = cfunc(types.int64(types.int64), cache=CACHE)(handler)
+            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(made.ctypes), platform=platform)
+            registered[name] = made
 
 
 def _pointer_to(element):

@@ -169,7 +169,7 @@ def first_transpose(
         compiler_params=triton.CompilerParams(num_warps=_warps(launch), num_stages=2),
         name="first_transpose",
     )(geometry, table, cotangents, sources, before if adds else None)
-    return total([*pair_bars, *([] if adds or before is None else before)])
+    return total([*pair_bars] if adds or before is None else [*pair_bars, *before])
 
 
 def whole(pair_bars: Float[Array, "..."], geometry: Geometry, num_atoms: int, launch: Launch) -> Float[Array, "4 E"]:
@@ -215,7 +215,8 @@ def _elsewhere(route: Route) -> Any:
 
 
 def _joined(here: Float[Array, "4 E"], there: Float[Array, "4 E"]) -> Float[Array, "4 E"]:
-    return jnp.concatenate([here[:1] + there[:1], there[1:] - here[1:]])
+    signs = jnp.array([1, -1, -1, -1], here.dtype)[:, None]  # one expression: XLA moves D and U in one kernel
+    return there + signs * here
 
 
 def _of_so_many(launch: Launch, n: int, f: int) -> Launch:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jaxff.kernels import frames
 from jaxff.kernels.cuda import registry
 
 STREAM, CONTEXT, LOADED, ERROR = 0x1111, 0x2222, 0x3333, 0x4444
@@ -88,7 +89,7 @@ def key_of(integers: tuple[int, ...] = INTEGERS, blocks: int = BLOCKS) -> int:
 
 
 def call(frame: int) -> int:
-    return ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(registry._handlers[0].address)(frame)
+    return ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(frames.registered[registry.NAME].address)(frame)
 
 
 def test_a_kernel_is_launched(fakes: Fakes) -> None:

@@ -25,8 +25,6 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 from jaxtyping import Array
 
-from jaxff.kernels.cuda import registry
-
 EARLY_FROM = 90  # the compute capability from which a kernel may start before those before it have ended
 
 Form = Literal["PTX", "CUBIN"]
@@ -68,12 +66,12 @@ def call(
     in_place: the arrays whose memory the results have, in their order, if not memory of their own.
     """
     shapes = [jax.ShapeDtypeStruct(shape, "float32") for shape in results]
-    if emulator is None and jax.default_backend() == "gpu":
-        _compiling(kernel)  # while others are traced
     if emulator is not None:
         options = {"integers": tuple(integers), "results": shapes, "blocks": blocks, "in_place": tuple(in_place)}
         run = functools.partial(emulator, kernel, **options)
         return list(jax.pure_callback(lambda *arrays: run(arrays=arrays), shapes, *arrays))
+    if jax.default_backend() == "gpu":
+        _compiling(kernel)  # while others are traced
     return _call.bind(
         *arrays,
         kernel=kernel,
@@ -97,10 +95,8 @@ def _(*arrays: Any, results: tuple[tuple[int, ...], ...], **params: Any) -> list
 def why_not() -> str | None:
     """Why CUDA kernels can't be compiled or launched here, or None."""
     try:
-        from jaxlib import gpu_triton
-
         nvrtc()
-        capability = gpu_triton.get_compute_capability(0)
+        capability = _capability()
     except (ImportError, AttributeError) as error:
         return str(error)
     return None if capability >= 80 else f"they need compute capability 8.0, and this GPU has {capability / 10}"
@@ -109,17 +105,18 @@ def why_not() -> str | None:
 def _lower(
     ctx: Any, *arrays: Any, kernel: Kernel, integers: Any, results: Any, blocks: int, in_place: tuple[int, ...]
 ) -> Any:
-    from jaxlib import gpu_triton
-
-    capability, code = gpu_triton.get_compute_capability(0), _compiling(kernel).result()
-    aliases = {array: k for k, array in enumerate(in_place)}
+    code, aliases = _compiling(kernel).result(), {array: k for k, array in enumerate(in_place)}
     if _may_start_early(kernel):
+        from jaxff.kernels.cuda import registry
+
         sizes = blocks, kernel.threads, kernel.shared
         key = registry.add(kernel.name, code, *sizes, integers, len(arrays), len(results))
         rule = jax.ffi.ffi_lowering(registry.NAME, operand_output_aliases=aliases)
         return rule(ctx, *arrays, key=np.int64(key))
+    from jaxlib import gpu_triton
+
     sizes = kernel.threads // 32, 1, kernel.shared
-    image = gpu_triton.TritonKernel(kernel.name, *sizes, code.decode(), "", capability)
+    image = gpu_triton.TritonKernel(kernel.name, *sizes, code.decode(), "", _capability())
     array = gpu_triton.create_array_parameter(0, 16)
     parameters = [
         *[array] * len(arrays),
@@ -133,10 +130,15 @@ def _lower(
 
 
 def _may_start_early(kernel: Kernel) -> bool:
-    """Whether a kernel is launched by jaxff.kernels.cuda.handlers."""
+    """Whether a kernel is launched by jaxff.kernels.cuda.handlers, which Numba compiles."""
+    return kernel.early and _capability() >= EARLY_FROM and importlib.util.find_spec("numba") is not None
+
+
+def _capability() -> int:
+    """This GPU's compute capability, 90 for 9.0."""
     from jaxlib import gpu_triton
 
-    return kernel.early and gpu_triton.get_compute_capability(0) >= EARLY_FROM and registry.available()
+    return int(gpu_triton.get_compute_capability(0))
 
 
 mlir.register_lowering(_call, _lower, platform="cuda")
@@ -166,12 +168,10 @@ def _places() -> list[str]:
 
 def _compiling(kernel: Kernel) -> Future[bytes]:
     """What it becomes for this GPU: a CUBIN if it may start early, or PTX. It is compiled once, in the background."""
-    from jaxlib import gpu_triton
-
     with _lock:
         if kernel not in _asked:
             form: Form = "CUBIN" if _may_start_early(kernel) else "PTX"
-            _asked[kernel] = _workers().submit(compiled, kernel, gpu_triton.get_compute_capability(0), form)
+            _asked[kernel] = _workers().submit(compiled, kernel, _capability(), form)
         return _asked[kernel]
 
 

@@ -5,28 +5,24 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
-import importlib.util
 import threading
 from collections.abc import Sequence
 from typing import Any
 
-import jax
+import llvmlite.binding
 import numpy as np
 from numpy.typing import NDArray
+
+from jaxff.kernels import frames
+from jaxff.kernels.cuda import handlers
 
 NAME = "jaxff_cuda"  # of the foreign function
 _MAX_DYNAMIC_SHARED = 8  # CUfunction_attribute
 
-_lock = threading.RLock()
+_lock = threading.Lock()
 _alive: list[Any] = []  # what entries point to, and they
 _tables: list[NDArray[np.int64]] = []  # the last one is it; another thread may still read those before
 _entries: dict[int, int] = {}  # addresses by key
-_handlers: list[Any] = []  # what XLA calls
-
-
-def available() -> bool:
-    """Whether Numba, which compiles the handler, is here."""
-    return importlib.util.find_spec("numba") is not None
 
 
 def add(
@@ -36,8 +32,6 @@ def add(
 
     RuntimeError if it can't be loaded.
     """
-    from jaxff.kernels.cuda import handlers
-
     register()
     sizes = (blocks, threads, shared, arrays, results, *integers)
     digest = hashlib.sha256(repr((name, sizes)).encode() + code).digest()
@@ -50,7 +44,7 @@ def add(
             entry[handlers.ARRAYS], entry[handlers.COUNT], entry[handlers.RESULTS] = arrays, len(integers), results
             _alive.extend((numbers, entry))
             _entries[key] = int(entry.ctypes.data)
-            if 2 * len(_entries) > _pairs(_tables[-1]):
+            if 2 * len(_entries) > _tables[-1][handlers.MASK]:
                 _publish()
             else:
                 _put(_tables[-1], key)
@@ -58,27 +52,16 @@ def add(
 
 
 def register() -> None:
-    """Compile the handler (or read Numba's cache) and make it known to XLA, once, whichever thread asks."""
-    import llvmlite.binding
-    from numba import cfunc, types
-
-    from jaxff.kernels.cuda import handlers
-    from jaxff.kernels.frames import CACHE
-
+    """Make the handler known to XLA."""
     with _lock:
-        if not _handlers:
+        if not _tables:
             llvmlite.binding.add_symbol(handlers.SYMBOL, _symbol().ctypes.data)
-            if not _tables:
-                _publish()
-            made = cfunc(types.int64(types.int64), cache=CACHE)(handlers.execute)
-            jax.ffi.register_ffi_target(NAME, jax.ffi.pycapsule(made.ctypes), platform="CUDA")
-            _handlers.append(made)
+            _publish()
+    frames.register(NAME, handlers.execute, "CUDA")
 
 
 def _publish() -> None:
     """A table of all entries, with room for as many more, in place of the one before."""
-    from jaxff.kernels.cuda import handlers
-
     pairs = 64
     while pairs < 4 * len(_entries):
         pairs *= 2
@@ -93,20 +76,13 @@ def _publish() -> None:
 
 def _put(table: NDArray[np.int64], key: int) -> None:
     """An entry at its key, which another thread may look for meanwhile: its address comes last."""
-    from jaxff.kernels.cuda import handlers
-
-    k = key & _pairs(table) - 1
+    mask = int(table[handlers.MASK])
+    k = key & mask
     while table[handlers.HEADER + 2 * k + 1]:
-        k = k + 1 & _pairs(table) - 1
+        k = k + 1 & mask
     table[handlers.LAUNCH] = _launcher()
     table[handlers.HEADER + 2 * k] = key
     table[handlers.HEADER + 2 * k + 1] = _entries[key]
-
-
-def _pairs(table: NDArray[np.int64]) -> int:
-    from jaxff.kernels.cuda import handlers
-
-    return (len(table) - handlers.HEADER) // 2
 
 
 @functools.cache
