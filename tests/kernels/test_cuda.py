@@ -241,6 +241,22 @@ def test_messages_within_molecules(
     close(got[1:], (there - here)[1:].reshape(3, n, size))
 
 
+def test_messages_of_molecules_add_up() -> None:
+    """Pair gradients of two messages, of a size whose blocks would have more channels if they sent less."""
+    n, f, rng = 28, 32, np.random.default_rng(0)
+    table = smooth_table(rng, 3 * f)
+    pairs = RandomPairs(rng, n, n, table, f, molecules=True)
+    table = jnp.asarray(table, jnp.float32)
+    a, p, y, q = (single(rng.normal(size=(n, k * f))) for k in (1, 1, 3, 3))
+    last = Sources(a, None, y), (p, q), table, pairs.geometry
+    first = Sources(a, None, None), (p, q), table[..., : 2 * f], pairs.geometry
+    _, bars = few.message_transpose(*last, None)
+    _, alone = few.message_transpose(*first, None, sums=False)
+    _, both = few.message_transpose(*first, bars, sums=False)
+    assert len(alone) < len(bars)
+    close(both.sum(axis=0), np.asarray(bars.sum(axis=0) + alone.sum(axis=0)))
+
+
 def test_molecules_fit_small_gpus() -> None:
     """Shared memory and threads of a block, for all molecules that these kernels serve."""
     for slots, (name, plan) in itertools.product(range(1, kernels.FEW_SLOTS + 1), molecules.PLANS.items()):

@@ -35,7 +35,7 @@ def message_transpose(
     They are zeros for pairs that don't count. sums: whether cotangents of the sources are wanted, or have no rows.
     """
     n, f = sources.a.shape
-    kernel, molecules, blocks = _kernel("few_transpose", sources, geometry, sums, before is not None)
+    kernel, molecules, blocks = _kernel("few_transpose", sources, geometry, sums, before)
     added_to = sources.a if before is None else before  # or another array, which the kernel doesn't read
     arrays = (geometry.places, table, *cotangents, *engine.with_stand_ins(sources), added_to)
     rows = [n * (sums and x is not None) for x in sources]
@@ -44,15 +44,20 @@ def message_transpose(
     return Sources(a, b if b.size else None, y if y.size else None), bars
 
 
-def _kernel(name: str, sources: Sources, geometry: Geometry, sums: bool = True, adds: bool = False) -> Launched:
-    """With as many channels a block as fit, if those blocks keep half of the multiprocessors busy."""
+def _kernel(
+    name: str, sources: Sources, geometry: Geometry, sums: bool = True, before: Array | None = None
+) -> Launched:
+    """With as many channels a block as `before`, or as fit, if those blocks keep half of the multiprocessors busy."""
     n, f = sources.a.shape
     slots = geometry.places.shape[1] // n
-    molecules, of = n // slots, (sources.b is not None, sources.y is not None, sums, adds)
+    molecules, of = n // slots, (sources.b is not None, sources.y is not None, sums, before is not None)
     wide, narrow = (
         Launched(_of_size(name, f, slots, width, *of), molecules, molecules * f // width) for width in WIDTHS
     )
-    return wide if 2 * wide.blocks > engine.multiprocessors() and wide.kernel.shared <= MOST_SHARED else narrow
+    fit = 2 * wide.blocks > engine.multiprocessors() and wide.kernel.shared <= MOST_SHARED
+    if before is not None:
+        fit = len(before) == f // WIDTHS[0]
+    return wide if fit else narrow
 
 
 @functools.cache
