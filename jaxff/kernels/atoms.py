@@ -39,7 +39,8 @@ class PerAtom(NamedTuple):
 
 
 Made = dict[str, Any]  # by name: Rows, Shares or PerAtom; names in a model's JOINED are one array of all their rows
-Phase = Callable[..., Made]  # phase(on, config, weights, state), the first phase after a message with its sums, too
+# phase(on, config, weights, state), the first phase after a message with its sums, too, and without other channels
+Phase = Callable[..., Made]
 
 
 class Plan(NamedTuple):

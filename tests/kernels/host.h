@@ -40,7 +40,7 @@ struct Fiber {
     bool begun, done;
 };
 struct Barrier {
-    int waiting = 0, generation = 0;
+    int waiting = 0, generation = 0, gone = 0;  // gone: threads that ended before
 };
 struct Lane {
     float x;
@@ -76,7 +76,7 @@ inline void next_fiber() {
 }
 inline void wait_at(Barrier& b, int count) {
     int generation = b.generation;
-    if (++b.waiting == count) {
+    if (++b.waiting == count - b.gone) {
         b.waiting = 0, b.generation++;
         return;
     }
@@ -185,6 +185,7 @@ static void (*body)();
 static void enter() {
     body();
     fibers[current].done = true;
+    if (++all.gone + all.waiting == (int)fibers.size()) all.waiting = 0, all.generation++;  // they waited for this one
     next_fiber();
 }
 

@@ -321,29 +321,30 @@ def test_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "few_slots", "some"),
-    [("painn+zbl", 0, 0), ("painn+zbl", 1000, 0), ("painn+zbl", 1000, 512), ("student", 1000, 512)],
+    ("name", "few_slots", "some", "size"),
+    [("painn+zbl", 0, 0, 5), ("painn+zbl", 1000, 0, 5), ("painn+zbl", 1000, 512, 5), ("student", 1000, 512, 17)],
 )
-def test_batch(name: str, few_slots: int, some: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch(name: str, few_slots: int, some: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Molecules under vmap are one larger system; a batch of batches, too. Messages of systems, or of molecules.
 
-    Of few, blocks have some channels of the phases.
+    Of few, blocks have some channels of the phases, and those of messages one or two tiles of atoms.
     """
     monkeypatch.setattr(kernels, "FEW_SLOTS", few_slots)
     monkeypatch.setattr(kernels, "SOME_ATOMS", some)
     monkeypatch.setattr(engine, "SOME_ATOMS", few_slots)
     monkeypatch.setattr(engine, "OWN", (16,) if name != "student" else (32,))
-    monkeypatch.setattr(few, "THREADS", dict.fromkeys(few.THREADS, 128))  # a CPU runs them one after the other
+    threads = 256 if size <= 16 else 512  # as few as do: a CPU runs them one after the other
+    monkeypatch.setattr(few, "THREADS", dict.fromkeys(few.THREADS, threads))
     config, tree, fused = prepared(name)
-    numbers, positions = random_structure(5)
-    moved = positions + 0.05 * np.random.default_rng(0).normal(size=(2, 2, 5, 3))
+    numbers, positions = random_structure(size)
+    moved = positions + 0.05 * np.random.default_rng(0).normal(size=(2, 2, size, 3))
     both = [[pairs_in_layout(x, config.cutoff, "all") for x in row] for row in moved]
     vectors = np.stack([[v for v, _ in row] for row in both])
     masks = np.stack([[p.mask for _, p in row] for row in both])
     pairs = both[0][0][1]
 
     def one(vectors: Any, mask: Any) -> Any:
-        here = type(pairs)(pairs.senders, pairs.receivers, mask, 5, "all", pairs.symmetric)
+        here = type(pairs)(pairs.senders, pairs.receivers, mask, size, "all", pairs.symmetric)
         return energies_and_forces(kernels, fused, config, numbers, vectors, here)
 
     energies, forces = jax.vmap(jax.vmap(one))(jnp.asarray(vectors, jnp.float32), masks)
@@ -355,24 +356,13 @@ def test_batch(name: str, few_slots: int, some: int, monkeypatch: pytest.MonkeyP
         np.testing.assert_allclose(forces[i, j], expected[1], atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize(
-    ("n", "slots", "batch", "expected"),
-    [
-        (300, 40, 0, {"arrange", "message", "message_transpose", "painn_update", "painn_gate_bwd", "whole"}),
-        (600, 40, 0, {"arrange", "message", "message_transpose", "first_message", "phases", "whole"}),
-        (9, 9, 20, {"few_message", "few_transpose", "painn_update", "painn_gate_bwd"}),
-        (9, 9, 60, {"molecule_message", "molecule_transpose", "phases"}),
-    ],
-)
-def test_which_kernels_serve(
-    n: int, slots: int, batch: int, expected: set[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Kernels for some atoms or for many, of one system and of a batch of molecules."""
-    config, _, fused = prepared("painn")
-    names = set()
+def launched(name: str, n: int, slots: int, batch: int, monkeypatch: pytest.MonkeyPatch) -> set[launch.Kernel]:
+    """The kernels of an evaluation."""
+    config, _, fused = prepared(name)
+    found = set()
 
     def note(kernel: Any, arrays: Any, integers: Any, results: Any, *_: Any) -> list[Any]:
-        names.add(kernel.name)
+        found.add(kernel)
         return [jnp.zeros(shape, jnp.float32) for shape in results]
 
     monkeypatch.setattr(launch, "call", note)
@@ -384,6 +374,24 @@ def test_which_kernels_serve(
         return kernels.energies_and_vector_gradients(fused, config, np.ones(n, np.int32), r, pairs)
 
     jax.eval_shape(jax.vmap(evaluate) if batch else evaluate, vectors)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("n", "slots", "batch", "expected"),
+    [
+        (300, 40, 0, {"arrange", "message", "message_transpose", "painn_update", "painn_gate_bwd", "whole"}),
+        (600, 40, 0, {"arrange", "message", "message_transpose", "first_message", "phases", "whole"}),
+        (32, 32, 4, {"few_message", "few_transpose", "painn_update_hidden", "painn_gate_bwd"}),
+        (9, 9, 20, {"few_message", "few_transpose", "painn_update", "painn_update_hidden_bwd"}),
+        (9, 9, 60, {"molecule_message", "molecule_transpose", "phases"}),
+    ],
+)
+def test_which_kernels_serve(
+    n: int, slots: int, batch: int, expected: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels for some atoms or for many, of one system and of a batch of molecules."""
+    names = {kernel.name for kernel in launched("painn", n, slots, batch, monkeypatch)}
     assert expected <= names
     assert ("phases" in names) == ("phases" in expected)
 
@@ -482,7 +490,7 @@ def test_fewer_rows_wait() -> None:
     assert names == [product, product, "mul", product, "tile_entry", "mul", "add"]
 
 
-def test_compiles_for_a_gpu() -> None:
+def test_compiles_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """NVRTC takes the kernels, where it is."""
     try:
         launch.nvrtc()
@@ -491,7 +499,7 @@ def test_compiles_for_a_gpu() -> None:
     made = [engine._message_kernel(name, 128, 585, False, True) for name in ("message", "message_transpose")]
     made += [molecules._of_size(name, 128, 21, plan, True, True) for name, plan in molecules.PLANS.items()]
     made += [engine._first_kernel(name, 128, 64, False, 61) for name in ("first_message", "first_transpose")]
-    made += [few._of_size(name, 128, 21, 16, True, True, True, True) for name in ("few_message", "few_transpose")]
+    made += launched("painn", 17, 17, 8, monkeypatch)
     for kernel in made:
         ptx = launch.compiled(kernel, 90, "PTX")
         assert f".entry {kernel.name}".encode() in ptx

@@ -1,14 +1,13 @@
-// What happens to few atoms between two messages: a block has OWN channels of 16 atoms, as a program of
+// What happens to few atoms between two messages: a block has OWN channels of ATOMS atoms, as a program of
 // jaxff.kernels.programs has its channels of one, so that matrices are read by many multiprocessors.
 //
 // 16 threads serve an atom, each some channels of every row. What is multiplied by a matrix passes through shared
 // memory as sums of two halves, times a power of 2 for each atom that brings its largest number to about 128. Matrices
 // come as two halves, too (tiles.cu), before they are needed; warps share columns and, where those are few, rows.
-// Defined from outside: F, OWN. The kernel itself is generated (cut.py).
-#define LANES 16  // of an atom
-#define ATOMS 16
-#define THREADS (LANES * ATOMS)
-#define WARPS (THREADS / 32)
+// Defined from outside: F, OWN, and ATOMS, a multiple of 16. The kernel itself is generated (cut.py), or that of a
+// message (few.cu), which runs its lines.
+#define LANES (OWN < 16 ? OWN : 16)  // of an atom
+#define WARPS (LANES * ATOMS / 32)
 #define CUTS (F / OWN)  // blocks that share an atom
 #define EACH(N) _Pragma("unroll") for (int i = 0; i < N; i++)
 
@@ -19,9 +18,10 @@ struct Row {  // a thread's numbers of a row of 16 N
 };
 
 struct Here {
-    int n, cut, local, atom, first;  // first: of this thread's lanes
-    __device__ Here(int atoms) : n(atoms) {
-        cut = block() % CUTS, local = thread() / LANES, atom = block() / CUTS * ATOMS + local, first = thread() % LANES;
+    int n, cut, local, atom, first;  // atom: n, if it is not the block's; first: of this thread's lanes
+    __device__ __forceinline__ Here(int atoms, int of_block) : n(atoms) {
+        cut = block() % CUTS, local = thread() / LANES, first = thread() % LANES;
+        atom = local < of_block ? block() / CUTS * of_block + local : n;
     }
     template <int N>
     __device__ __forceinline__ int channel(int i) const {
@@ -69,15 +69,15 @@ __device__ __forceinline__ void store_row(const Here& h, float* x, int stride, i
     }
 }
 
-// the sum of what all blocks of an atom have of a row of WIDTH channels; N of those, from `offset`
-template <int N, int WIDTH>
+// the sum of what all SHARES blocks of an atom had of a row of WIDTH channels; N of those, from `offset`
+template <int N, int SHARES, int WIDTH>
 __device__ __forceinline__ Row<N> load_shares(const Here& h, const float* x, int offset) {
-    Row<N> shares[CUTS], r;
+    Row<N> shares[SHARES], r;
 #pragma unroll
-    for (int k = 0; k < CUTS; k++) shares[k] = load_row<N>(h, x, CUTS * WIDTH, k * WIDTH + offset);
+    for (int k = 0; k < SHARES; k++) shares[k] = load_row<N>(h, x, SHARES * WIDTH, k * WIDTH + offset);
     r = shares[0];
 #pragma unroll
-    for (int k = 1; k < CUTS; k++) EACH(N) r.v[i] += shares[k].v[i];
+    for (int k = 1; k < SHARES; k++) EACH(N) r.v[i] += shares[k].v[i];
     return r;
 }
 
@@ -158,16 +158,16 @@ struct Matrix {
     template <int ROWS>
     __device__ __forceinline__ void multiply(float* products, const uint32* operand) const {
         // few sums are three each, so that no product waits long for the one before
-        constexpr int LOW = ROWS * ATOMS * WORDS, SUMS = ROWS * MINE == 1 ? 3 : 1;
-        float acc[ROWS][MINE][2][SUMS][4] = {};
+        constexpr int TILES = ROWS * ATOMS / 16, LOW = ROWS * ATOMS * WORDS, CHAINS = TILES * MINE == 1 ? 3 : 1;
+        float acc[TILES][MINE][2][CHAINS][4] = {};
 #pragma unroll
         for (int s = 0; s < STEP; s++) {
             int row = warp() / SIDE * STEP + s;
             if (row >= STEPS) break;
 #pragma unroll
-            for (int r = 0; r < ROWS; r++) {
+            for (int r = 0; r < TILES; r++) {
                 uint32 high[4], low[4];
-                const uint32* from = operand + r * ATOMS * WORDS + 8 * row;
+                const uint32* from = operand + r * 16 * WORDS + 8 * row;
                 load_a(high, from, WORDS);
                 load_a(low, from + LOW, WORDS);
 #pragma unroll
@@ -176,13 +176,13 @@ struct Matrix {
                     for (int j = 0; j < 2; j++) {
                         const uint4& b = m[g][s][j];
                         mma(acc[r][g][j][0], low, b.x, b.y);
-                        mma(acc[r][g][j][1 % SUMS], high, b.z, b.w);
-                        mma(acc[r][g][j][2 % SUMS], high, b.x, b.y);
+                        mma(acc[r][g][j][1 % CHAINS], high, b.z, b.w);
+                        mma(acc[r][g][j][2 % CHAINS], high, b.x, b.y);
                     }
             }
         }
 #pragma unroll
-        for (int r = 0; r < ROWS; r++)
+        for (int r = 0; r < TILES; r++)
 #pragma unroll
             for (int g = 0; g < MINE; g++)
 #pragma unroll
@@ -193,9 +193,9 @@ struct Matrix {
                         const auto& terms = acc[r][g][k / 2];
                         x[k] = terms[0][2 * half + k % 2];
 #pragma unroll
-                        for (int i = 1; i < SUMS; i++) x[k] += terms[i][2 * half + k % 2];
+                        for (int i = 1; i < CHAINS; i++) x[k] += terms[i][2 * half + k % 2];
                     }
-                    int atom = ((warp() / SIDE * ROWS + r) * ATOMS + lane() / 4 + 8 * half) * STRIDE;
+                    int atom = ((warp() / SIDE * TILES + r) * 16 + lane() / 4 + 8 * half) * STRIDE;
                     *(float4*)(products + atom + 16 * (warp() % SIDE * MINE + g) + 4 * (lane() % 4)) = make_float4(x[0], x[1], x[2], x[3]);
                 }
     }

@@ -16,13 +16,14 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jaxtyping import Array, Float, UInt32
 
-from jaxff.kernels.atoms import AXES, Atoms, Heard, Made, PerAtom, Phase, Rows, Shares, Step, hear
+from jaxff.kernels.atoms import AXES, Atoms, Made, PerAtom, Phase, Rows, Shares, Step
 from jaxff.kernels.cuda import launch, tiles
 
-ATOMS, THREADS, WARPS = 16, 256, 8  # of a block
+ATOMS, LANES = 16, 16  # of a block, of an atom
 AHEAD = 2  # matrices that are asked for before what is multiplied is there
 
 _read = Primitive("cut_read")
+_sum = Primitive("cut_sum")
 _product = Primitive("cut_product")
 _product.multiple_results = True
 
@@ -44,22 +45,25 @@ class Product(NamedTuple):
     own: str
     sources: tuple[int, ...]
 
-    @property
-    def words(self) -> int:
-        """Of shared memory that hold what is multiplied."""
-        return 2 * self.rows * ATOMS * (8 * self.blocks * self.deep + 4)
+    def words(self, atoms: int) -> int:
+        """Of shared memory that hold what is multiplied, of a block's atoms."""
+        return 2 * self.rows * atoms * (8 * self.blocks * self.deep + 4)
 
-    @property
-    def products(self) -> int:
+    def products(self, atoms: int) -> int:
         """Words for what warps made of it."""
         groups = self.parts * self.wide
         side = next(k for k in (8, 4, 2, 1) if groups % k == 0)
-        return WARPS // side * self.rows * ATOMS * (16 * groups + 4)
+        return atoms * LANES // 32 // side * self.rows * atoms * (16 * groups + 4)
 
 
 @_read.def_abstract_eval
 def _(x: Any, *, kind: str, where: int, width: int) -> Any:
     return ShapedArray((ATOMS, width) if width else (), jnp.float32)
+
+
+@_sum.def_abstract_eval
+def _(*, name: str, width: int) -> Any:
+    return ShapedArray((ATOMS, width), jnp.float32)
 
 
 @_product.def_abstract_eval
@@ -93,8 +97,10 @@ class _Cut(Atoms):
     def full_rows(self, x: Any) -> Rows:
         return self._rows(x, True)
 
-    def sums(self, arrays: Sequence[Array]) -> Rows:
-        """Of a message: an array each, and at last one of three rows."""
+    def sums(self, arrays: Sequence[Array] | Sequence[str]) -> Rows:
+        """Of a message: an array each, and at last one of three rows; or what threads have of rows, by its names."""
+        if all(isinstance(x, str) for x in arrays):
+            return [_sum.bind(name=x, width=self.own_width) for x in arrays]
         return self.rows([_Stored(x) for x in arrays[:-1]]) + self.rows(_Stored(arrays[-1]))
 
     def _rows(self, x: Any, full: bool) -> Rows:
@@ -158,35 +164,84 @@ class Matrices(NamedTuple):
     factors: Float[Array, "C"]
 
 
+class Lines(NamedTuple):
+    """Phases as lines of CUDA, those that ask for memory first, and what a kernel of them takes and makes.
+
+    inputs: by their declarations; shapes: of out0, ..., which make up `made`; words: of shared memory.
+    """
+
+    asks: list[str]
+    then: list[str]
+    inputs: dict[str, Array]
+    shapes: list[tuple[int, ...]]
+    made: Made
+    joined: Sequence[str]
+    words: int = 0
+
+    @property
+    def outputs(self) -> list[str]:
+        """Declarations."""
+        return [f"float* __restrict__ out{k}" for k in range(len(self.shapes))]
+
+    def taken(self, results: Iterator[Array]) -> Made:
+        """What was made, of the kernel's results."""
+        return {name: _taken(x, results, name in self.joined) for name, x in sorted(self.made.items())}
+
+
 def run(
-    step: Step, phases: Sequence[Phase], weights: Any, state: Made, heard: Heard, matrices: Matrices, own: int
-) -> tuple[Made, Any]:
-    """As jaxff.kernels.programs.run_programs; own: channels of a block, a multiple of 16 that divides F."""
-    sums, pair_bars = hear(step, heard)
+    step: Step, phases: Sequence[Phase], weights: Any, state: Made, sums: list[Array], matrices: Matrices, own: int
+) -> Made:
+    """The state with what the phases make; own: channels of a block, a multiple of 16 that divides F."""
     together: list[Phase] = []
     for phase in phases:
         together.append(phase)
-        made = _launch(step, together, weights, state, sums, matrices, own)
-        if made is not None:
-            state, together, sums = state | made, [], []
-    return state, pair_bars
+        written = lines(step, together, weights, state, sums, matrices, own, ATOMS)
+        if written.words:  # or a phase without products joins the next one
+            name = f"{step.config.architecture}_{phase.__name__}"
+            state, together, sums = state | _launch(name, written, step.config.hidden_dim, own), [], []
+    return state
 
 
-def _launch(
-    step: Step, phases: Sequence[Phase], weights: Any, state: Made, sums: list[Array], matrices: Matrices, own: int
-) -> Made | None:
-    """What the phases make, by one kernel; None if they have no product."""
+def _launch(name: str, written: Lines, f: int, own: int) -> Made:
+    n = written.shapes[0][0]
+    arguments = [*written.inputs, "int n", *written.outputs]
+    source = "\n    ".join(
+        [
+            f'extern "C" __global__ void __launch_bounds__(THREADS) {name}({", ".join(arguments)}) {{',
+            "Here here(n, ATOMS);",
+            *written.asks,
+            *written.then,
+        ]
+    )
+    source, threads = f"{launch.read('device.cu', 'cut.cu')}{source}\n}}\n", LANES * ATOMS
+    defines = ("F", f), ("OWN", own), ("ATOMS", ATOMS), ("THREADS", threads)
+    kernel = launch.Kernel(name, source, defines, threads, 4 * written.words, early=True)
+    inputs = list(written.inputs.values())
+    return written.taken(iter(launch.call(kernel, inputs, (n,), written.shapes, -(-n // ATOMS) * (f // own))))
+
+
+def lines(
+    step: Step,
+    phases: Sequence[Phase],
+    weights: Any,
+    state: Made,
+    sums: Sequence[Array] | Sequence[str],
+    matrices: Matrices,
+    own: int,
+    atoms: int,
+) -> Lines:
+    """The phases for a block of so many channels of so many atoms; sums: a message's, as for `_Cut.sums`."""
     f, n = step.config.hidden_dim, jax.tree.leaves(state)[0].shape[0]
-    arrays, tree = jax.tree.flatten((state, sums, weights))
+    arrays, tree = jax.tree.flatten((state, [x for x in sums if not isinstance(x, str)], weights))
 
     def equations(arrays: list[Array]) -> Made:
-        state, sums, weights = jax.tree.unflatten(tree, arrays)
+        state, stored, weights = jax.tree.unflatten(tree, arrays)
         known, leaves, made = jax.tree.map(_Stored, state), jax.tree.leaves(weights), dict[str, Any]()
         for k, phase in enumerate(phases):
             results = []
             for full in (False, True):
                 on = _Cut(f, own, leaves, full)
-                heard = [on.sums(sums)] if sums and k == 0 else []
+                heard = [on.sums(stored or sums)] if sums and k == 0 else []
                 results.append(phase(on, step.config, weights, known | made, *heard))
                 if k == len(phases) - 1:  # no other phase here reads what it makes
                     break
@@ -196,23 +251,29 @@ def _launch(
 
     traced = [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in arrays]
     closed, made = jax.make_jaxpr(equations, return_shape=True)(traced)
-    if not any(eqn.primitive is _product for eqn in closed.jaxpr.eqns):
-        return None
-    writer = _Writer(f, own, closed.jaxpr, matrices)
+    writer = _Writer(f, own, atoms, closed.jaxpr, matrices)
     stores, shapes = _outputs(made, f, own, n, step.model.JOINED)
-    lines = dict[Any, list[str]]()
+    by_variable = dict[Any, list[str]]()
     for x, line in zip(closed.jaxpr.outvars, stores, strict=True):
-        lines.setdefault(x, []).append(line)
-    name = f"{step.config.architecture}_{phases[-1].__name__}"
-    source = launch.read("device.cu", "cut.cu") + writer.kernel(name, closed.jaxpr, lines, len(shapes))
-    kernel = launch.Kernel(name, source, (("F", f), ("OWN", own)), THREADS, 4 * writer.words, early=True)
-    halves = [matrices.of[p.sources].halves for p in writer.products]
-    inputs = [*(arrays[k] for k in writer.read), *halves, matrices.factors]
-    results = iter(launch.call(kernel, inputs, (n,), shapes, -(-n // ATOMS) * (f // own)))
-    return {name: _taken(x, results, name in step.model.JOINED) for name, x in sorted(made.items())}
+        by_variable.setdefault(x, []).append(line)
+    asks, then = writer.write_all(closed.jaxpr, by_variable)
+    inputs = {f"const float* __restrict__ w{k}": arrays[k] for k in writer.read}
+    inputs |= {f"const uint4* __restrict__ p{k}": matrices.of[p.sources].halves for k, p in enumerate(writer.products)}
+    inputs["const float* __restrict__ factors"] = matrices.factors
+    return Lines(asks, then, inputs, shapes, made, step.model.JOINED, writer.words)
 
 
-def _outputs(made: Made, f: int, own: int, n: int, joined: Sequence[str]) -> tuple[list[str], list[tuple[int, ...]]]:
+def stored(rows: Mapping[str, list[str]], f: int, own: int, n: int, joined: Sequence[str]) -> Lines:
+    """What threads have of rows, by its names, as it is."""
+    stores, shapes = _outputs(rows, f, own, n, joined)
+    names = [x for _, row in sorted(rows.items()) for x in row]
+    then = [line.format(f"Row<1>{{{x}}}") for line, x in zip(stores, names, strict=True)]
+    return Lines([], then, {}, shapes, dict(rows), joined)
+
+
+def _outputs(
+    made: Mapping[str, Any], f: int, own: int, n: int, joined: Sequence[str]
+) -> tuple[list[str], list[tuple[int, ...]]]:
     """For each leaf the line that stores {}, and the arrays' shapes, where names come in order."""
     lines, shapes = [], list[tuple[int, ...]]()
     for name, value in sorted(made.items()):
@@ -243,40 +304,31 @@ def _taken(value: Any, results: Iterator[Array], joined: bool) -> Any:
 class _Writer(tiles.Writer):
     """Lines of CUDA for a jaxpr of rows of several widths."""
 
-    def __init__(self, f: int, own: int, jaxpr: Any, matrices: Matrices) -> None:
+    def __init__(self, f: int, own: int, atoms: int, jaxpr: Any, matrices: Matrices) -> None:
         super().__init__(f, jaxpr, 0)
-        self.own, self.matrices = own, matrices
+        self.own, self.atoms, self.matrices = own, atoms, matrices
         self.made: list[Product] = []
         self.reads: dict[tuple[Any, ...], str] = {}  # names of what was read
 
-    def kernel(self, name: str, jaxpr: Any, stores: dict[Any, list[str]], outputs: int) -> str:
-        """All of it. Memory is read first, then matrices, AHEAD of what they multiply."""
+    def write_all(self, jaxpr: Any, stores: dict[Any, list[str]]) -> tuple[list[str], list[str]]:
+        """What asks for memory, for matrices AHEAD of what they multiply, too; and the rest."""
         equations = tiles.needed(jaxpr)
         reads = [eqn for eqn in equations if eqn.primitive is _read]
         self.made = [eqn.params["product"] for eqn in equations if eqn.primitive is _product]
         self.walk(reads, stores)
         self.ask(range(AHEAD))
+        asks, self.lines = [f"ready({', '.join(f'w{k}' for k in self.read)});", *self.lines], []
+        if self.made:
+            self.lines.append("SHARED(uint32, operand);")
+            self.lines.append(f"float* products = (float*)(operand + {max(p.words(self.atoms) for p in self.made)});")
         self.walk([eqn for eqn in equations if eqn.primitive is not _read], stores)
-        arguments = [f"const float* __restrict__ w{k}" for k in self.read]
-        arguments += [f"const uint4* __restrict__ p{k}" for k in range(len(self.made))]
-        arguments += ["const float* __restrict__ factors", "int n"]
-        arguments += [f"float* __restrict__ out{k}" for k in range(outputs)]
-        return "\n    ".join(
-            [
-                f'extern "C" __global__ void __launch_bounds__(THREADS) {name}({", ".join(arguments)}) {{',
-                f"ready({', '.join(f'w{k}' for k in self.read)});",
-                "SHARED(uint32, operand);",
-                f"float* products = (float*)(operand + {max(p.words for p in self.made)});",
-                "Here here(n);",
-                *self.lines,
-                "}\n",
-            ]
-        )
+        return asks, self.lines
 
     @property
     def words(self) -> int:
-        """Of shared memory."""
-        return max(p.words for p in self.made) + max(p.products for p in self.made)
+        """Of shared memory; 0 without products."""
+        sizes = ((p.words(self.atoms), p.products(self.atoms)) for p in self.made)
+        return sum(map(max, zip(*sizes, strict=True)))
 
     def ask(self, which: Iterable[int]) -> None:
         """For the matrices of these products, if there are so many."""
@@ -296,6 +348,8 @@ class _Writer(tiles.Writer):
         out = equation.outvars[0]
         if equation.primitive is _read:
             self.write_read(equation)
+        elif equation.primitive is _sum:
+            self.each(out, equation.params["name"])
         elif equation.primitive is _product:
             self.write_product(equation)
         elif equation.primitive.name == "reduce_sum":
@@ -311,15 +365,15 @@ class _Writer(tiles.Writer):
         if key in self.reads:
             self.names[out] = self.reads[key]
             return
-        row, own = f"Row<{width // 16}>", "here.cut * OWN"
+        row, own, shares = f"Row<{width // 16}>", "here.cut * OWN", ", ".join(map(str, x.aval.shape[1:]))
         template, stride = f"<{width // 16}>", x.aval.shape[-1]
         self.reads[key] = name = self.new(out)
         self.lines.append(
             {
                 "own": f"{row} {name} = load_row{template}(here, {array}, {stride}, {where * self.f} + {own});",
                 "full": f"{row} {name} = load_row{template}(here, {array}, {stride}, {where * self.f});",
-                "whole": f"{row} {name} = load_shares<{width // 16}, {stride}>(here, {array}, 0);",
-                "own of whole": f"{row} {name} = load_shares<{width // 16}, {stride}>(here, {array}, {own});",
+                "whole": f"{row} {name} = load_shares<{width // 16}, {shares}>(here, {array}, 0);",
+                "own of whole": f"{row} {name} = load_shares<{width // 16}, {shares}>(here, {array}, {own});",
                 "bias": f"{row} {name} = shared_row{template}(here, {array} + {where * self.f} + {own});",
                 "row": f"{row} {name} = shared_row{template}(here, {array});",
                 "entry": f"float {name} = {array}[{where}];",
@@ -330,14 +384,14 @@ class _Writer(tiles.Writer):
         k, p = len(self.products), equation.params["product"]
         self.products.append(p)
         xs = [self.name(x) for x in equation.invars[: p.rows * p.blocks]]
-        words, matrix = 8 * p.blocks * p.deep + 4, f"matrix{k}"
+        words, matrix, atoms = 8 * p.blocks * p.deep + 4, f"matrix{k}", self.atoms
         if xs != self.waiting:
             self.waiting, self.scale = xs, f"scale{k}"
             for r in range(p.rows):
                 row = xs[r * p.blocks : (r + 1) * p.blocks]
                 self.lines.append(f"Scale {self.scale}_{r}({', '.join(row)});")
                 for b, x in enumerate(row):
-                    at = f"operand + {r * ATOMS * words}, {words}, {p.rows * ATOMS * words}, {b * p.deep * 16}"
+                    at = f"operand + {r * atoms * words}, {words}, {p.rows * atoms * words}, {b * p.deep * 16}"
                     self.lines.append(f"put_row(here, {at}, {self.scale}_{r}.up(), {x});")
         self.ask([k + AHEAD])
         self.lines += ["sync();", f"{matrix}.multiply<{p.rows}>(products, operand);", "sync();"]

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxff.config import PainnConfig, StudentConfig
 from jaxff.kernels import painn, student
-from jaxff.kernels.atoms import Heard, Made, PerAtom, Phase, Step
+from jaxff.kernels.atoms import Heard, Made, PerAtom, Phase, Step, hear
 from jaxff.kernels.cuda import cut, launch, tiles
 from jaxff.kernels.cuda.matrices import halves, power_of_two
 from jaxff.kernels.message import SOME_ATOMS, Geometry, Sources
@@ -380,7 +380,16 @@ def run_few(
     of = {p.sources: cut.Matrix(x, k) for k, (p, x) in enumerate(zip(products, on["matrices"], strict=True))}
     f, tiles_of_atoms = step.config.hidden_dim, -(-jax.tree.leaves(state)[0].shape[0] // ATOMS)
     own = next(c for c in OWN if f % c == 0 and (2 * tiles_of_atoms * (f // c) > multiprocessors() or c == OWN[-1]))
-    return cut.run(step, phases, weights, state, heard, cut.Matrices(of, on["factors"]), own)
+    matrices = cut.Matrices(of, on["factors"])
+    if step.launch.route == "few":
+        from jaxff.kernels.cuda import few
+
+        together = few.run_phase(step, phases[0], weights, state, heard, matrices)
+        if together is not None:
+            made, pair_bars = together
+            return cut.run(step, phases[1:], weights, state | made, [], matrices, own), pair_bars
+    sums, pair_bars = hear(step, heard)
+    return cut.run(step, phases, weights, state, sums, matrices, own), pair_bars
 
 
 def run_phases(

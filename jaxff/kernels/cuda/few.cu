@@ -1,16 +1,17 @@
 // Message sums over all pairs of few molecules of M atoms, and their transpose: jaxff.kernels.message with its tables.
 //
-// A block serves WIDTH channels of one molecule, few, so that blocks fill the GPU. First each thread makes filters of
+// A block serves OWN channels of one molecule, few, so that blocks fill the GPU. First each thread makes filters of
 // some pairs, two channels of them; they wait in shared memory, where both ends of a pair find them: in the second half
 // PARTS threads share the sums of one channel of an atom. Pairs are counted by rounds: in round k, atom i meets atom (i + k) mod M.
 // The code is short, as each block runs it once, and the next kernel displaces it.
-// Defined from outside: THREADS, F, M, WIDTH, PARTS, HAS_B and HAS_Y (jaxff.kernels.message.Sources), TRANSPOSE (which
+// Then comes a phase that needs no other channels, or the sums are stored: lines for cut.cu, as macros: what they ask for
+// before the sums are there, THEN_ASKS, and THEN; their arguments THEN_TAKES and THEN_MAKES.
+// Defined from outside: THREADS, F, M, OWN, ATOMS, PARTS, HAS_B and HAS_Y (jaxff.kernels.message.Sources), TRANSPOSE (which
 // of the two kernels), SUMS (0: only the pairs' gradients), ADDS (1: to what other messages gave those).
-#define GROUPS (F / WIDTH)
-#define LANES (WIDTH / 2)          // of a pair
-#define WORKERS (THREADS / LANES)  // pairs at once
-#define FILTERS (2 + HAS_Y)        // Wa, Wb, Wc
-#define SLOTS (M * M)              // of a molecule
+#define PAIR_LANES (OWN / 2)            // of a pair
+#define WORKERS (THREADS / PAIR_LANES)  // pairs at once
+#define FILTERS (2 + HAS_Y)             // Wa, Wb, Wc
+#define SLOTS (M * M)                   // of a molecule
 #define PAIRS (M * (M - 1) / 2)
 #define SENT (1 + HAS_B + 3 * HAS_Y)  // rows that an atom sends: a, b, y
 #define Y (1 + HAS_B)                 // the place of y
@@ -42,27 +43,27 @@ struct Pair {
     }
 };
 
-struct Here {
-    int molecule, group, all;  // all: slots of all molecules
-    int atom, part, channel;   // that this thread sums, if part < PARTS; a channel of the block's
-    int worker, two;           // that of its pairs, and two channels
-    float *rows, *filters;                      // of atoms [M, ROWS, WIDTH]; of pairs [PAIRS, FILTER_ROWS, WIDTH]
-    float* shares;                              // of sums, [PARTS - 1, M, 4 or 5, WIDTH]
-    float4* u;                                  // of pairs, 0 where they don't count
+struct Molecule : Here {
+    int molecule, all;      // all: slots of all molecules
+    int mine, part;         // the atom that this thread sums, if part < PARTS
+    int worker, two;        // that of its pairs, and two channels
+    float *rows, *filters;  // of atoms [M, ROWS, OWN]; of pairs [PAIRS, FILTER_ROWS, OWN]
+    float* shares;          // of sums, [PARTS - 1, M, 4 or 5, OWN]
+    float4* u;              // of pairs, 0 where they don't count
     const float* places;
 
-    __device__ __forceinline__ Here(float4* memory, const float* all_places, int molecules) {
-        group = block() % GROUPS, molecule = block() / GROUPS, all = molecules * SLOTS;
-        atom = thread() / WIDTH % M, part = thread() / (WIDTH * M), channel = thread() % WIDTH, worker = thread() / LANES, two = 2 * (thread() % LANES);
-        u = memory, rows = (float*)(u + PAIRS), filters = rows + M * ROWS * WIDTH;
-        shares = filters + PAIRS * FILTER_ROWS * WIDTH, places = all_places + molecule * SLOTS;
+    __device__ __forceinline__ Molecule(float4* memory, const float* all_places, int molecules) : Here(molecules * M, M) {
+        molecule = block() / CUTS, all = molecules * SLOTS;
+        mine = local % M, part = local / M, worker = thread() / PAIR_LANES, two = 2 * (thread() % PAIR_LANES);
+        u = memory, rows = (float*)(u + PAIRS), filters = rows + M * ROWS * OWN;
+        shares = filters + PAIRS * FILTER_ROWS * OWN, places = all_places + molecule * SLOTS;
     }
-    __device__ __forceinline__ float& at(int i, int row) const { return rows[(i * ROWS + row) * WIDTH + channel]; }
-    __device__ __forceinline__ float& filter(int e, int f) const { return filters[(e * FILTER_ROWS + f) * WIDTH + channel]; }
-    __device__ __forceinline__ const Two& two_at(int i, int row) const { return *(const Two*)(rows + (i * ROWS + row) * WIDTH + two); }
-    __device__ __forceinline__ Two& two_filters(int e, int f) const { return *(Two*)(filters + (e * FILTER_ROWS + f) * WIDTH + two); }
-    __device__ __forceinline__ int place(int stride, int offset) const {  // of this thread's atom
-        return (molecule * M + atom) * stride + offset + group * WIDTH + channel;
+    __device__ __forceinline__ float& at(int i, int row) const { return rows[(i * ROWS + row) * OWN + first]; }
+    __device__ __forceinline__ float& filter(int e, int f) const { return filters[(e * FILTER_ROWS + f) * OWN + first]; }
+    __device__ __forceinline__ const Two& two_at(int i, int row) const { return *(const Two*)(rows + (i * ROWS + row) * OWN + two); }
+    __device__ __forceinline__ Two& two_filters(int e, int f) const { return *(Two*)(filters + (e * FILTER_ROWS + f) * OWN + two); }
+    __device__ __forceinline__ int place(int stride, int offset) const {  // of that atom
+        return (molecule * M + mine) * stride + offset + cut * OWN + first;
     }
     __device__ __forceinline__ void read_directions() const {
         for (int e = thread(); e < PAIRS; e += THREADS) {
@@ -94,31 +95,31 @@ struct Partner {
 };
 // add(partner) for all of a part
 template <class Add>
-__device__ __forceinline__ void each_partner(const Here& h, const Add& add) {
+__device__ __forceinline__ void each_partner(const Molecule& h, const Add& add) {
 #pragma unroll 1
-    for (int round = 1 + h.part; 2 * round < M; round += PARTS) add(Partner(h.atom, round, true)), add(Partner(h.atom, round, false));
-    if (M % 2 == 0 && h.part == 0) add(Partner(h.atom, M / 2, true));
+    for (int round = 1 + h.part; 2 * round < M; round += PARTS) add(Partner(h.mine, round, true)), add(Partner(h.mine, round, false));
+    if (M % 2 == 0 && h.part == 0) add(Partner(h.mine, M / 2, true));
 }
 // the sums of all parts, for the first one
 template <int N>
-__device__ __forceinline__ void join_parts(const Here& h, float (&sums)[N]) {
+__device__ __forceinline__ void join_parts(const Molecule& h, float (&sums)[N]) {
     if (PARTS == 1) return;
 #pragma unroll
     for (int k = 0; k < N; k++)
-        if (h.part > 0 && h.part < PARTS) h.shares[(((h.part - 1) * M + h.atom) * N + k) * WIDTH + h.channel] = sums[k];
+        if (h.part > 0 && h.part < PARTS) h.shares[(((h.part - 1) * M + h.mine) * N + k) * OWN + h.first] = sums[k];
     sync();
 #pragma unroll
     for (int k = 0; k < N; k++)
 #pragma unroll
         for (int part = 1; part < PARTS; part++)
-            if (h.part == 0) sums[k] += h.shares[(((part - 1) * M + h.atom) * N + k) * WIDTH + h.channel];
+            if (h.part == 0) sums[k] += h.shares[(((part - 1) * M + h.mine) * N + k) * OWN + h.first];
 }
 
 // where a pair is in the table
 struct Place {
     float t;
     int interval;  // -1 where it doesn't count
-    __device__ __forceinline__ Place(const Here& h, int e) {
+    __device__ __forceinline__ Place(const Molecule& h, int e) {
         Pair pair(e < PAIRS ? e : 0);
         const float* here = h.places + pair.i * M + pair.j;
         float counts = here[h.all], place = here[5 * h.all];  // before anything waits
@@ -130,9 +131,9 @@ struct Coefficients {
     Two c[FILTERS][4];
     float t;
     bool counts;
-    __device__ __forceinline__ Coefficients(const Here& h, const float* table, const Place& place) {
+    __device__ __forceinline__ Coefficients(const Molecule& h, const float* table, const Place& place) {
         counts = place.interval >= 0, t = place.t;
-        const float* from = table + max(place.interval, 0) * (4 * FILTERS * F) + h.group * WIDTH + h.two;
+        const float* from = table + max(place.interval, 0) * (4 * FILTERS * F) + h.cut * OWN + h.two;
 #pragma unroll
         for (int f = 0; f < FILTERS; f++)
 #pragma unroll
@@ -145,14 +146,14 @@ struct Coefficients {
 };
 
 #if TRANSPOSE
-// sums over LANES of four numbers, of which a lane gets one: the (lane / (LANES / 4))-th
+// sums over PAIR_LANES of four numbers, of which a lane gets one: the (lane / (PAIR_LANES / 4))-th
 __device__ __forceinline__ float sum_of_four(float x0, float x1, float x2, float x3) {
-    bool upper = thread() & LANES / 2, odd = thread() & LANES / 4;
-    float y0 = (upper ? x2 : x0) + from_lane(upper ? x0 : x2, LANES / 2);
-    float y1 = (upper ? x3 : x1) + from_lane(upper ? x1 : x3, LANES / 2);
-    float z = (odd ? y1 : y0) + from_lane(odd ? y0 : y1, LANES / 4);
+    bool upper = thread() & PAIR_LANES / 2, odd = thread() & PAIR_LANES / 4;
+    float y0 = (upper ? x2 : x0) + from_lane(upper ? x0 : x2, PAIR_LANES / 2);
+    float y1 = (upper ? x3 : x1) + from_lane(upper ? x1 : x3, PAIR_LANES / 2);
+    float z = (odd ? y1 : y0) + from_lane(odd ? y0 : y1, PAIR_LANES / 4);
 #pragma unroll
-    for (int mask = LANES / 8; mask; mask /= 2) z += from_lane(z, mask);
+    for (int mask = PAIR_LANES / 8; mask; mask /= 2) z += from_lane(z, mask);
     return z;
 }
 
@@ -161,11 +162,11 @@ __device__ __forceinline__ float sum_of_four(float x0, float x1, float x2, float
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 few_transpose(const float* __restrict__ all_places, const float* __restrict__ table, const float* __restrict__ p,
               const float* __restrict__ q, const float* __restrict__ a, const float* __restrict__ b,
-              const float* __restrict__ y, const float* __restrict__ bars_before, int molecules, float* __restrict__ a_bar, float* __restrict__ b_bar,
-              float* __restrict__ y_bar, float* __restrict__ bars) {
+              const float* __restrict__ y, const float* __restrict__ bars_before THEN_TAKES, int molecules,
+              float* __restrict__ bars THEN_MAKES) {
     ready(all_places, p, q, a, b, y, bars_before);
     SHARED(float4, memory);
-    Here h(memory, all_places, molecules);
+    Molecule h(memory, all_places, molecules);
     constexpr int P = SENT, Q = SENT + 1;
     Place place(h, h.worker);
     float sent[SENT], above[4];
@@ -175,9 +176,9 @@ few_transpose(const float* __restrict__ all_places, const float* __restrict__ ta
         EACH_AXIS above[1 + x] = q[h.place(3 * F, x * F)];
     }
     h.read_directions();
-    int bar = (h.group * 4 + h.two / (WIDTH / 4)) * h.all + h.molecule * SLOTS;
-    bool writes = h.two % (WIDTH / 4) == 0;
-    float sign = h.two < WIDTH / 4 ? 1.f : -1.f;  // D, or U, of which a pair has that of its reverse minus its own
+    int bar = (h.cut * 4 + h.two / (OWN / 4)) * h.all + h.molecule * SLOTS;
+    bool writes = h.two % (OWN / 4) == 0;
+    float sign = h.two < OWN / 4 ? 1.f : -1.f;  // D, or U, of which a pair has that of its reverse minus its own
 #pragma unroll 1
     for (int e = h.worker; e < PAIRS + h.worker; e += WORKERS) {
         Coefficients w(h, table, place);
@@ -185,9 +186,9 @@ few_transpose(const float* __restrict__ all_places, const float* __restrict__ ta
         if (e == h.worker) {
             if (h.part == 0) {
 #pragma unroll
-                for (int r = 0; r < SENT; r++) h.at(h.atom, r) = sent[r];
+                for (int r = 0; r < SENT; r++) h.at(h.mine, r) = sent[r];
 #pragma unroll
-                for (int r = 0; r < 4; r++) h.at(h.atom, P + r) = above[r];
+                for (int r = 0; r < 4; r++) h.at(h.mine, P + r) = above[r];
             }
             sync();
         }
@@ -216,8 +217,10 @@ few_transpose(const float* __restrict__ all_places, const float* __restrict__ ta
         h.two_filters(e, 0) = w.value(0), h.two_filters(e, 1) = wb;
         if (HAS_Y) h.two_filters(e, 2) = w.value(FILTERS - 1);
     }
-    for (int k = thread(); k < 4 * M; k += THREADS) bars[(h.group * 4 + k / M) * h.all + h.molecule * SLOTS + k % M * (M + 1)] = 0.f;
+    for (int k = thread(); k < 4 * M; k += THREADS) bars[(h.cut * 4 + k / M) * h.all + h.molecule * SLOTS + k % M * (M + 1)] = 0.f;
     if (!SUMS) return;
+    Here here(molecules * M, M);
+    THEN_ASKS
     sync();
     float sums[5] = {};
     if (h.part < PARTS)
@@ -232,20 +235,18 @@ few_transpose(const float* __restrict__ all_places, const float* __restrict__ ta
             if (HAS_Y) EACH_AXIS sums[2 + x] += h.filter(its.e, 2) * q[x];
         });
     join_parts(h, sums);
-    if (h.part > 0) return;
-    a_bar[h.place(F, 0)] = sums[0];
-    if (HAS_B) b_bar[h.place(F, 0)] = sums[1];
-    if (HAS_Y) EACH_AXIS y_bar[h.place(3 * F, x * F)] = sums[2 + x];
+    if (here.local >= ATOMS) return;
+    sync();  // what was shared is done with
+    THEN
 }
 #else
 // table: [intervals, 4, FILTERS, F]
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 few_message(const float* __restrict__ all_places, const float* __restrict__ table, const float* __restrict__ a,
-            const float* __restrict__ b, const float* __restrict__ y, int molecules, float* __restrict__ ds,
-            float* __restrict__ dv) {
+            const float* __restrict__ b, const float* __restrict__ y THEN_TAKES, int molecules THEN_MAKES) {
     ready(all_places, a, b, y);
     SHARED(float4, memory);
-    Here h(memory, all_places, molecules);
+    Molecule h(memory, all_places, molecules);
     Place place(h, h.worker);
     float sent[SENT];
     h.read_sent(sent, a, b, y);
@@ -259,7 +260,9 @@ few_message(const float* __restrict__ all_places, const float* __restrict__ tabl
     }
     if (h.part == 0)
 #pragma unroll
-        for (int r = 0; r < SENT; r++) h.at(h.atom, r) = sent[r];
+        for (int r = 0; r < SENT; r++) h.at(h.mine, r) = sent[r];
+    Here here(molecules * M, M);
+    THEN_ASKS
     sync();
     float sums[4] = {};
     if (h.part < PARTS)
@@ -275,8 +278,8 @@ few_message(const float* __restrict__ all_places, const float* __restrict__ tabl
             }
         });
     join_parts(h, sums);
-    if (h.part > 0) return;
-    ds[h.place(F, 0)] = sums[0];
-    EACH_AXIS dv[h.place(3 * F, x * F)] = sums[1 + x];
+    if (here.local >= ATOMS) return;
+    sync();  // what was shared is done with
+    THEN
 }
 #endif
