@@ -139,6 +139,23 @@ class Potential:
         """Energy in eV: the sum of `atomic_energies_of_vectors`, faster to differentiate."""
         return _energy(self._trees, self._key, numbers, vectors, self._within_cutoff(vectors, pairs))
 
+    def energy_of_positions(
+        self, numbers: Int[Array, "N"], positions: Float[Array, "N 3"], pairs: Pairs
+    ) -> Float[Array, ""]:
+        """`energy_of_vectors` of R[sender] - R[receiver], where `serves_positions` says so: faster, in one kernel."""
+        from jaxff import kernels
+
+        assert self._fused is not None
+        return kernels.energy_of_positions(self._fused, self._key, numbers, positions, pairs)
+
+    def serves_positions(self, pairs: Pairs) -> bool:
+        """Whether positions of this dtype may take the place of pair vectors."""
+        if self._fused is None:
+            return False
+        from jaxff import kernels
+
+        return kernels.serves_positions(self._fused, self._key, pairs)
+
     def energies_and_vector_gradients(
         self, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
     ) -> tuple[Float[Array, "N"], Float[Array, "E 3"]]:

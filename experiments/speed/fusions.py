@@ -28,11 +28,11 @@ from jax.sharding import SingleDeviceSharding
 from results import check_output, refuse, write
 
 from jaxff import kernels
-from jaxff.kernels.cuda import engine, launch, registry
+from jaxff.kernels.cuda import engine, launch, one, registry
 from jaxff.versions import versions_with
 
 TARGET = Path(__file__).with_name("h200.txtpb")
-CAPABILITY, MULTIPROCESSORS = 90, 132
+CAPABILITY, MULTIPROCESSORS, SHARED = 90, 132, 227 * 1024
 ROW = re.compile(rf"({'|'.join(rows.CONFIGS)}):(size|nve|batch|energy)-([1-9][0-9]*)")
 # instructions that are no kernel of their own
 SILENT = "parameter|constant|tuple|get-tuple-element|bitcast|while|call|conditional"
@@ -63,8 +63,10 @@ def compiling_for_a_gpu() -> Iterator[None]:
         for where, name, value in (
             (kernels, "prepare", lambda tree, config: prepare(tree, config, "triton", cuda=True)),
             (kernels, "why_not", lambda config: None),
-            (engine, "multiprocessors", lambda: MULTIPROCESSORS),
+            *((module, "multiprocessors", lambda: MULTIPROCESSORS) for module in (engine, one)),
             (launch, "compiled", empty),
+            (launch, "most_shared", lambda: SHARED),
+            (launch, "can_run_together", lambda: True),
             (registry, "add", unloaded),
             (gpu_triton, "get_compute_capability", lambda device: CAPABILITY),
             (pallas_call_registration.gpu_info_lib, "get_gpu_info", lambda: described),

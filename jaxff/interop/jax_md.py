@@ -98,6 +98,7 @@ class _PairModel:
         # only the numbers are at hand yet; the positions are whatever jax-md makes of them
         self.numbers, _ = potential.check(numbers, np.zeros((np.size(numbers), 3)))
         self.potential, self.displacement = potential, displacement
+        self.is_difference = _is_difference(displacement)
         self.box_was_checked = refuse_small_box(displacement, potential.config.cutoff)
 
     def energy(self, R: Array, pairs: Pairs, kwargs: dict[str, Any], per_particle: bool = False) -> Array:
@@ -105,6 +106,9 @@ class _PairModel:
         _check_x64(self.potential)
         if jnp.shape(R) != (len(self.numbers), 3):
             raise StructureError(f"expected positions of shape [{len(self.numbers)}, 3], received {list(jnp.shape(R))}")
+        plain = self.is_difference and not kwargs and not per_particle
+        if plain and jnp.result_type(R) == self.potential.dtype and self.potential.serves_positions(pairs):
+            return self.potential.energy_of_positions(jnp.asarray(self.numbers), jnp.asarray(R), pairs)
         displacement = partial(self.displacement, **kwargs)
         antisymmetric = self.potential.gradients_are_antisymmetric(pairs)
         vectors = _pair_vectors(displacement, jnp.asarray(R), pairs, antisymmetric).astype(self.potential.dtype)
@@ -116,6 +120,18 @@ class _PairModel:
             return energy
         wrong = box_is_too_small(displacement, self.potential.config.cutoff)
         return energy * jnp.where(wrong, jnp.nan, 1.0).astype(energy.dtype)
+
+
+def _is_difference(displacement: Displacement) -> bool:
+    """Whether displacement(a, b) is a - b and nothing else, as jax_md.space.free has it."""
+    point = jax.ShapeDtypeStruct((3,), jnp.float32)
+    try:
+        traced = jax.make_jaxpr(displacement)(point, point).jaxpr
+    except TypeError:  # it needs more than two positions
+        return False
+    return [e.primitive.name for e in traced.eqns] == ["sub"] and (
+        traced.eqns[0].invars == traced.invars and traced.eqns[0].outvars == traced.outvars
+    )
 
 
 def _check_x64(potential: Potential) -> None:

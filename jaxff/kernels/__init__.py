@@ -1,7 +1,8 @@
 """The fused engine: kernels for symmetric pair lists, float32, tabulated filters.
 
-On a GPU they are Pallas kernels (Triton backend) for few atoms, and for many CUDA kernels (jaxff.kernels.cuda), or,
-where those can't be had, Pallas kernels and XLA's products; on a CPU, Numba's (jaxff.kernels.native) and products too.
+On a GPU a small molecule has one CUDA kernel for all of it (from compute capability 9.0 on), few atoms have Pallas
+kernels (Triton backend), and many CUDA kernels (jaxff.kernels.cuda), or, where those can't be had, Pallas kernels and
+XLA's products; on a CPU, Numba's (jaxff.kernels.native) and products too.
 Imported only when chosen. The functions have the signatures of jaxff.models, on `FusedTree`s. The GPU's kernels run on
 a CPU, too, interpreted and slowly: that is how they are tested.
 """
@@ -11,20 +12,32 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxff.config import PainnConfig, StudentConfig
 from jaxff.kernels import batches, chain, second_order
 from jaxff.kernels.message import SOME_ATOMS, Launch, Route
 from jaxff.models.parameters import Params
+from jaxff.ops import accumulate_forces
 from jaxff.system import Pairs
 
-__all__ = ["FusedTree", "atomic_energies", "energies_and_vector_gradients", "energy", "prepare", "serves", "why_not"]
+__all__ = [
+    "FusedTree",
+    "atomic_energies",
+    "energies_and_vector_gradients",
+    "energy",
+    "energy_of_positions",
+    "prepare",
+    "serves",
+    "serves_positions",
+    "why_not",
+]
 
 Config = StudentConfig | PainnConfig
 FEW_ATOMS = 128
@@ -95,46 +108,183 @@ def atomic_energies(
     The gradient by `vectors` comes from the kernels, antisymmetrised: (g_e - g_rev(e)) / 2. Second order by reverse
     mode goes through jaxff.models.
     """
-    return _evaluate(tree, config, False, numbers, vectors, pairs)[0]
+    return _evaluate(tree, config, numbers, vectors, pairs)[0]
 
 
 def energy(
     tree: FusedTree, config: Config, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
 ) -> Float[Array, ""]:
     """Energy in eV, the sum of `atomic_energies`: atoms weigh alike, and no kernel has to multiply by their weights."""
-    return _evaluate(tree, config, True, numbers, vectors, pairs)[0]
+    return _energy(tree, config, numbers, vectors, pairs)
 
 
 def energies_and_vector_gradients(
     tree: FusedTree, config: Config, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
 ) -> tuple[Float[Array, "N"], Float[Array, "E 3"]]:
     """Atomic energies [N] (eV) and antisymmetrised dE/dr_e, [E, 3] (eV/Å)."""
-    energies, residuals = _forward(config, tree, numbers, vectors, pairs)
-    return energies, _backward(config, tree, residuals, numbers, pairs, None)
+
+    def run(launch: Launch, tree: FusedTree, numbers: Array, vectors: Array, pairs: Pairs) -> Any:
+        args = tree.fused, config, numbers, vectors, pairs, _unless_few(launch, numbers)
+        return chain.energies_and_gradients(*args, _of_message(config, MANY_BACK))
+
+    return _one_or_many(run, config, pairs, (tree, numbers, vectors, pairs), MANY)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _evaluate(
-    tree: FusedTree, config: Config, together: bool, numbers: Array, vectors: Array, pairs: Pairs
-) -> tuple[Array, Any]:
-    """Energies, or their sum, and what the backward needs; no cotangent of the latter counts."""
-    energies, residuals = _forward(config, tree, numbers, vectors, pairs)
-    return energies.sum() if together else energies, residuals
+# --- the energy, whose gradient comes with it ---
 
 
-def _evaluate_fwd(
-    tree: FusedTree, config: Config, together: bool, *args: Any
-) -> tuple[tuple[Array, Any], tuple[Any, ...]]:
-    result, residuals = _evaluate(tree, config, together, *args)  # decorated: this may be differentiated again
-    return (result, residuals), (residuals, tree, *args)
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _energy(tree: FusedTree, config: Config, *args: Any) -> Float[Array, ""]:
+    return _energies(tree, config, *args).sum()
 
 
-def _evaluate_bwd(
-    config: Config, together: bool, saved: tuple[Any, ...], cotangents: tuple[Array, Any]
-) -> tuple[Any, ...]:
-    bar = cotangents[0]
-    gradients = _vector_gradients(config, *saved, None if together else bar)
-    return None, None, bar * gradients if together else gradients, None
+def _energies(tree: FusedTree, config: Config, *args: Any) -> Float[Array, "N"]:
+    def run(launch: Launch, tree: FusedTree, numbers: Array, vectors: Array, pairs: Pairs) -> Any:
+        return chain.energies(tree.fused, config, numbers, vectors, pairs, _unless_few(launch, numbers))
+
+    return _one_or_many(run, config, args[-1], (tree, *args), MANY)
+
+
+def _energy_fwd(tree: FusedTree, config: Config, *args: Any) -> tuple[Array, Array]:
+    return _energy_and_gradients(tree, config, *args)
+
+
+def _energy_bwd(config: Config, gradients: Array, bar: Array) -> tuple[Any, ...]:
+    return None, None, bar * gradients, None
+
+
+_energy.defvjp(_energy_fwd, _energy_bwd)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _energy_and_gradients(tree: FusedTree, config: Config, *args: Any) -> tuple[Array, Array]:
+    energies, gradients = energies_and_vector_gradients(tree, config, *args)
+    return energies.sum(), gradients
+
+
+def _energy_and_gradients_fwd(tree: FusedTree, config: Config, *args: Any) -> tuple[Any, tuple[Any, ...]]:
+    results = _energy_and_gradients(tree, config, *args)  # decorated: this may be differentiated again
+    return results, (results[1], tree, *args)
+
+
+def _energy_and_gradients_bwd(config: Config, saved: tuple[Any, ...], bars: tuple[Array, Array]) -> tuple[Any, ...]:
+    gradients, tree, numbers, vectors, pairs = saved
+    energy_bar, gradients_bar = bars
+    vectors_bar, _ = second_order.transpose(config, tree.plain, numbers, vectors, pairs, None, gradients_bar)
+    return None, None, energy_bar * gradients + vectors_bar, None
+
+
+_energy_and_gradients.defvjp(_energy_and_gradients_fwd, _energy_and_gradients_bwd)
+
+
+# --- the same of positions, by one kernel ---
+
+
+def energy_of_positions(
+    tree: FusedTree, config: Config, numbers: Int[Array, "N"], positions: Float[Array, "N 3"], pairs: Pairs
+) -> Float[Array, ""]:
+    """Energy in eV of a molecule, of whose `pairs` (all) those count that are within the cutoff.
+
+    Faster than `energy`, where one kernel does all of it: `serves_positions`.
+    """
+    return _molecule(tree, config, numbers, positions, pairs)
+
+
+def serves_positions(tree: FusedTree, config: Config, pairs: Pairs) -> bool:
+    """Whether one kernel takes positions to energies and gradients."""
+    plain = getattr(config, "repulsion", "none") == "none" and pairs.layout == "all" and pairs.symmetric
+    return plain and chain.one_kernel_serves(tree.fused, config, pairs.num_atoms)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _molecule(tree: FusedTree, config: Config, *args: Any) -> Float[Array, ""]:
+    return _of_positions(config, False, tree, *args)[0].sum()
+
+
+def _molecule_fwd(tree: FusedTree, config: Config, *args: Any) -> tuple[Array, Array]:
+    return _molecule_and_gradients(tree, config, *args)
+
+
+def _molecule_bwd(config: Config, gradients: Array, bar: Array) -> tuple[Any, ...]:
+    return None, None, bar * gradients, None
+
+
+_molecule.defvjp(_molecule_fwd, _molecule_bwd)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _molecule_and_gradients(tree: FusedTree, config: Config, *args: Any) -> tuple[Array, Array]:
+    energies, gradients = _of_positions(config, True, tree, *args)
+    assert gradients is not None
+    return energies.sum(), gradients
+
+
+def _molecule_and_gradients_fwd(tree: FusedTree, config: Config, *args: Any) -> tuple[Any, tuple[Any, ...]]:
+    results = _molecule_and_gradients(tree, config, *args)  # decorated: this may be differentiated again
+    return results, (results[1], tree, *args)
+
+
+def _molecule_and_gradients_bwd(config: Config, saved: tuple[Any, ...], bars: tuple[Array, Array]) -> tuple[Any, ...]:
+    gradients, tree, numbers, positions, pairs = saved
+    energy_bar, gradients_bar = bars
+
+    def of_vectors(positions: Array) -> Array:
+        return energy(tree, config, numbers, *_vectors_within(config, positions, pairs))
+
+    _, pullback = jax.vjp(jax.grad(of_vectors), positions)
+    return None, None, energy_bar * gradients + pullback(gradients_bar)[0], None
+
+
+_molecule_and_gradients.defvjp(_molecule_and_gradients_fwd, _molecule_and_gradients_bwd)
+
+
+def _of_positions(config: Config, gradients: bool, *args: Any) -> tuple[Array, Array | None]:
+    """Energies, and gradients by positions if wanted. Under vmap by pair vectors, as those of many molecules."""
+
+    def by_one(tree: FusedTree, numbers: Array, positions: Array, pairs: Pairs) -> Any:
+        return chain.energies_and_position_gradients(tree.fused, config, numbers, positions, pairs, gradients)
+
+    def by_vectors(tree: FusedTree, numbers: Array, positions: Array, pairs: Pairs) -> Any:
+        vectors, pairs = _vectors_within(config, positions, pairs)
+        if not gradients:
+            return _energies(tree, config, numbers, vectors, pairs), None
+        energies, by_pairs = energies_and_vector_gradients(tree, config, numbers, vectors, pairs)
+        return energies, -accumulate_forces(by_pairs, pairs, antisymmetric=True)
+
+    either = jax.custom_batching.custom_vmap(by_one)
+
+    @either.def_vmap
+    def _(size: int, batched: Any, *args: Any) -> tuple[Any, Any]:
+        axes = jax.tree.map(lambda x: 0 if x else None, batched)
+        out = jax.vmap(by_vectors, in_axes=tuple(axes), axis_size=size)(*args)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return either(*args)
+
+
+def _vectors_within(config: Config, positions: Array, pairs: Pairs) -> tuple[Array, Pairs]:
+    """Pair vectors, and the pairs, of which those count that are within the cutoff."""
+    vectors = pairs.at_senders(positions) - pairs.at_receivers(positions)
+    inside = jnp.sqrt(jnp.sum(jax.lax.stop_gradient(vectors) ** 2, axis=1)) <= config.cutoff
+    return vectors, replace(pairs, mask=pairs.mask & inside)
+
+
+# --- energies of atoms, whose gradient waits for their weights ---
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _evaluate(tree: FusedTree, config: Config, *args: Any) -> tuple[Array, Any]:
+    """Energies, and what the backward needs; no cotangent of the latter counts."""
+    return _forward(config, tree, *args)
+
+
+def _evaluate_fwd(tree: FusedTree, config: Config, *args: Any) -> tuple[tuple[Array, Any], tuple[Any, ...]]:
+    energies, residuals = _evaluate(tree, config, *args)  # decorated: this may be differentiated again
+    return (energies, residuals), (residuals, tree, *args)
+
+
+def _evaluate_bwd(config: Config, saved: tuple[Any, ...], cotangents: tuple[Array, Any]) -> tuple[Any, ...]:
+    return None, None, _vector_gradients(config, *saved, cotangents[0]), None
 
 
 _evaluate.defvjp(_evaluate_fwd, _evaluate_bwd)
@@ -142,9 +292,9 @@ _evaluate.defvjp(_evaluate_fwd, _evaluate_bwd)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _vector_gradients(
-    config: Config, residuals: Any, tree: FusedTree, numbers: Array, vectors: Array, pairs: Pairs, e_bar: Array | None
+    config: Config, residuals: Any, tree: FusedTree, numbers: Array, vectors: Array, pairs: Pairs, e_bar: Array
 ) -> Float[Array, "E 3"]:
-    """Of Σ ē_i E_i; None: of the energy."""
+    """Of Σ ē_i E_i."""
     return _backward(config, tree, residuals, numbers, pairs, e_bar)
 
 
@@ -179,22 +329,30 @@ def _backward(config: Config, *args: Any) -> Float[Array, "E 3"]:
     return _one_or_many(run, config, args[-2], args, MANY_BACK)
 
 
+def _of_message(config: Config, block_and_slots: tuple[int, int]) -> tuple[int, int]:
+    """Channels of a message program and pairs that it takes at once, for a model."""
+    block, slots = block_and_slots
+    return math.gcd(config.hidden_dim, block), slots
+
+
 def _one_or_many(
     run: Callable[..., Any], config: Config, pairs: Pairs, args: tuple[Any, ...], message: tuple[int, int]
 ) -> Any:
     """run(launch, *args): for few atoms as one molecule wants it, under vmap as many do.
 
-    Few atoms: programs for each (jaxff.kernels.programs). Many: CUDA kernels; without them and on a CPU XLA's products.
+    Few atoms: one CUDA kernel, or programs for each (jaxff.kernels.programs). Many: CUDA kernels for them; without
+    those and on a CPU XLA's products.
     """
     route, cuda = args[0].route, "cuda" in args[0].fused
     dense = pairs.layout == "all"
-    arrays = Launch(math.gcd(config.hidden_dim, message[0]), message[1], 0, route, dense=dense)
+    arrays = Launch(*_of_message(config, message), 0, route, dense=dense)
     slots = pairs.mask.shape[-1] // max(1, pairs.num_atoms)
     lean = cuda and pairs.num_atoms > SOME_ATOMS  # of one system, whether or not it is in a batch
     launch = arrays._replace(cuda=cuda, lean=lean, route=_of_many(route, slots, dense) if cuda else route)
     if route == "native" or pairs.layout != "all" or pairs.num_atoms > FEW_ATOMS:
         return _many(run, launch, arrays, *args)
-    few = partial(run, Launch(math.gcd(config.hidden_dim, FEW[0]), FEW[1], PARTS, route, dense=True))
+    one = chain.one_kernel_serves(args[0].fused, config, pairs.num_atoms)
+    few = partial(run, Launch(*_of_message(config, FEW), PARTS, route, dense=True, one=one))
     many = partial(_many, run, launch._replace(lean=False), arrays)  # keeps what `few` does, as vmap wants it
     # everything traced is an argument: custom_vmap closes over no tracers
     either = jax.custom_batching.custom_vmap(few)

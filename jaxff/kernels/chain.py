@@ -31,7 +31,7 @@ Config = StudentConfig | PainnConfig
 def prepare(tree: Params, config: Config, cuda: bool = False) -> Params:
     """A tabulated tree with each table in the kernels' order (a, b, y), and without its dead third at first.
 
-    cuda: with what the CUDA kernels take, as "cuda", if the model fits them.
+    cuda: with what the CUDA kernels take, as "cuda" and "one", if the model fits them.
     NumPy arrays on the way: of many shapes, XLA would compile each operation.
     """
     tree = jax.tree.map(np.asarray, tree)
@@ -45,10 +45,11 @@ def prepare(tree: Params, config: Config, cuda: bool = False) -> Params:
     result["read"] = atoms.prepare_readout(dense_layers(result.pop("readout")))
     result = jax.tree.map(np.asarray, _MODELS[config.architecture].prepare(result, config))
     if cuda:
-        from jaxff.kernels.cuda import engine
+        from jaxff.kernels.cuda import engine, one
 
-        made = engine.prepare(result, config)
-        result |= {} if made is None else {"cuda": made}
+        for name, module in (("cuda", engine), ("one", one)):
+            made = module.prepare(result, config)
+            result |= {} if made is None else {name: made}
     return jax.tree.map(jnp.asarray, result)
 
 
@@ -72,18 +73,22 @@ def forward(
         saved.append((sources, {name: made[name] for name in step.plan.kept}))
         heard = atoms.Heard(sources, _table(tree, i + 1, launch))
     made, _ = _run(step, model.LAST, model.weights(tree, last, True), state, heard, _cuda(tree, "last"))
-    energies, (s_bar,) = made["energy"].x + tree["read"]["offset"][0], made["s_bar"]
+    energies, repulsion = _completed(made["energy"].x, tree, config, numbers, geometry, pairs)
+    (s_bar,) = made["s_bar"]
+    return energies, (Geometry(None, geometry.places), (saved, s_bar, made["v_bar"]), repulsion)
+
+
+def _completed(
+    energies: Array, tree: Params, config: Config, numbers: Array, geometry: Any, pairs: Pairs
+) -> tuple[Float[Array, "N"], Any]:
+    """Energies with what kernels left out, and what the repulsion's gradient needs."""
+    energies, repulsion = energies + tree["read"]["offset"][0], None
     if "reference" in tree:
         energies = energies + tree["reference"]["energies"][numbers]
-    repulsion = None
     if _has_repulsion(config):
         more, repulsion = pair_repulsion(_distances(geometry, tree, config), numbers, _inside(geometry, pairs))
         energies = energies + more
-    return jnp.where(numbers > 0, energies, 0), (
-        Geometry(None, geometry.places),
-        (saved, s_bar, made["v_bar"]),
-        repulsion,
-    )
+    return jnp.where(numbers > 0, energies, 0), repulsion
 
 
 def backward(
@@ -115,11 +120,98 @@ def backward(
     first, above = _first(step, tree, numbers), atoms.scaled((s_bar, v_bar), scale)
     before = _to_add_to(pair_bars, step.launch)
     pair_bars.append(first_transpose(first.sources, above, first.table, geometry, launch, first.numbers, before))
-    pairs, pair_bar = _inside(geometry, pairs), whole(atoms.total(pair_bars), geometry, pairs.num_atoms, launch)
+    pair_bar = whole(atoms.total(pair_bars), geometry, pairs.num_atoms, launch)
+    return _by_vectors(pair_bar, tree, config, geometry, pairs, e_bar, repulsion)
+
+
+def energies(
+    tree: Params,
+    config: Config,
+    numbers: Int[Array, "N"],
+    vectors: Float[Array, "E 3"],
+    pairs: Pairs,
+    launch: Launch,
+) -> Float[Array, "N"]:
+    """Atomic energies."""
+    if not launch.one:
+        return forward(tree, config, numbers, vectors, pairs, launch)[0]
+    from jaxff.kernels.cuda import one
+
+    geometry = _geometry(vectors, pairs, tree, config)
+    made = one.energies(tree, config, numbers, one.Places(geometry.places))
+    return _completed(made, tree, config, numbers, geometry, pairs)[0]
+
+
+def energies_and_gradients(
+    tree: Params,
+    config: Config,
+    numbers: Int[Array, "N"],
+    vectors: Float[Array, "E 3"],
+    pairs: Pairs,
+    launch: Launch,
+    back: tuple[int, int],
+) -> tuple[Float[Array, "N"], Float[Array, "E 3"]]:
+    """Atomic energies, and antisymmetrised gradients of their sum by the pair vectors.
+
+    back: for many atoms, channels and pairs of a program on the way back.
+    """
+    if not launch.one:
+        made, residuals = forward(tree, config, numbers, vectors, pairs, launch)
+        launch = launch if launch.parts else launch._replace(block=back[0], slots=back[1])
+        return made, backward(tree, config, residuals, numbers, pairs, None, launch)
+    from jaxff.kernels.cuda import one
+
+    geometry = _geometry(vectors, pairs, tree, config)
+    made, pair_bars = one.energies_and_gradients(tree, config, numbers, one.Places(geometry.places))
+    made, repulsion = _completed(made, tree, config, numbers, geometry, pairs)
+    pair_bar = whole(atoms.total(list(pair_bars)), geometry, pairs.num_atoms, launch)
+    return made, _by_vectors(pair_bar, tree, config, geometry, pairs, None, repulsion)
+
+
+def energies_and_position_gradients(
+    tree: Params,
+    config: Config,
+    numbers: Int[Array, "N"],
+    positions: Float[Array, "N 3"],
+    pairs: Pairs,
+    gradients: bool,
+) -> tuple[Float[Array, "N"], Float[Array, "N 3"] | None]:
+    """Atomic energies of a molecule by one CUDA kernel, and if wanted gradients of their sum by its positions.
+
+    The model has no repulsion, and pairs are all, of which those count that are within the cutoff.
+    """
+    from jaxff.kernels.cuda import one
+
+    where, by_positions = one.Positions(positions, jnp.asarray(pairs.mask)), None
+    if gradients:
+        made, by_positions = one.energies_and_gradients(tree, config, numbers, where)
+    else:
+        made = one.energies(tree, config, numbers, where)
+    return _completed(made, tree, config, numbers, None, pairs)[0], by_positions
+
+
+def one_kernel_serves(tree: Params, config: Config, num_atoms: int) -> bool:
+    """Whether one CUDA kernel does all of a molecule of so many atoms here."""
+    from jaxff.kernels.cuda import one
+
+    return one.serves(tree, config, num_atoms)
+
+
+def _by_vectors(
+    pair_bar: Float[Array, "4 E"],
+    tree: Params,
+    config: Config,
+    geometry: Any,
+    pairs: Pairs,
+    e_bar: Float[Array, "N"] | None,
+    repulsion: Any,
+) -> Float[Array, "E 3"]:
+    """Antisymmetrised gradients by the pair vectors, of what distances and directions have, and of the repulsion."""
+    places, pairs = geometry.places, _inside(geometry, pairs)
     pair_bar = jnp.where(pairs.mask, pair_bar, 0)
     d_bar = pair_bar[0] * _intervals_per_angstrom(tree, config)
     if repulsion is not None:
-        e_bar = jnp.ones(len(numbers), d_bar.dtype) if e_bar is None else e_bar
+        e_bar = jnp.ones(pairs.num_atoms, d_bar.dtype) if e_bar is None else e_bar
         d_bar = d_bar + pair_repulsion_bwd(repulsion, e_bar, pairs, antisymmetric=True)
     epsilon, d = _epsilon(config), _distances(geometry, tree, config)
     vectors = (places[2:5] * (d + epsilon)).T

@@ -35,7 +35,8 @@ class Launch(NamedTuple):
 
     how many programs serve an atom between two messages (jaxff.kernels.programs), 0 where arrays or CUDA kernels do;
     what runs messages; whether CUDA kernels run what lies between them; whether those are for few atoms; whether what
-    they keep is little; whether the pairs are all those of one system or of several of as many atoms.
+    they keep is little; whether the pairs are all those of one system or of several of as many atoms; whether one CUDA
+    kernel does all of it, where no weights of atoms are asked for.
     """
 
     block: int
@@ -46,6 +47,7 @@ class Launch(NamedTuple):
     cut: bool = False
     lean: bool = False
     dense: bool = False
+    one: bool = False
 
     @property
     def interpret(self) -> bool:

@@ -181,3 +181,11 @@ def test_jax_grad_goes_through_the_hand_written_rules():
     energy_fn = adapter.energy(random_potential("painn"), numbers, space.free()[0])
     with pytest.raises(TypeError, match="custom_vjp"):
         jax.jvp(energy_fn, (jnp.asarray(positions),), (jnp.ones((4, 3)),))
+
+
+def test_plain_differences_are_recognised():
+    """Only they let a kernel take positions in place of pair vectors."""
+    assert adapter._is_difference(space.free()[0])
+    assert adapter._is_difference(lambda a, b: a - b)
+    for displacement in (space.periodic(9.0)[0], lambda a, b: b - a, lambda a, b: 2 * (a - b), lambda a, b, box: a - b):
+        assert not adapter._is_difference(displacement)

@@ -28,7 +28,7 @@ def _compiled(kernel: Kernel) -> Any:
     assert COMPILER is not None
     folder = Path(_folder().name)
     source, library = folder / f"{abs(hash(kernel))}.cpp", folder / f"{abs(hash(kernel))}.so"
-    call = f"run_kernel({kernel.name}, args, blocks, threads, shared);"
+    call = f"run_kernel({kernel.name}, args, blocks, threads, shared, {int(kernel.together)});"
     run = f'extern "C" void run(void** args, int blocks, int threads, int shared) {{ {call} }}'
     source.write_text("\n".join([(Path(__file__).parent / "host.h").read_text(), kernel.source, run]))
     defines = [f"-D{name}={value}" for name, value in kernel.defines]

@@ -7,6 +7,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -36,7 +37,7 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 struct Fiber {
     ucontext_t context;  // to begin
     jmp_buf place;       // to go on: unlike swapcontext, this asks nothing of the kernel of the system
-    std::vector<char> stack;
+    std::unique_ptr<char[]> stack;  // not written, so that little of it takes memory
     bool begun, done;
 };
 struct Barrier {
@@ -49,17 +50,20 @@ struct Lane {
 static std::vector<Fiber> fibers;
 static std::vector<Barrier> warps;
 static std::vector<Lane> lanes;
-static std::vector<char> shared_memory;
-static Barrier all;
+static std::vector<std::vector<char>> shared_memory;  // of each block that runs
+struct Barriers {
+    Barrier all, first, others;
+};
+static std::vector<Barriers> all;  // likewise
 static ucontext_t outside;
-static int current, the_block, the_blocks;
+static int current, first_block, the_blocks, the_threads;
 
 template <class... Pointer>
 inline void ready(Pointer&...) {}
-inline int thread() { return current; }
-inline int block() { return the_block; }
+inline int thread() { return current % the_threads; }
+inline int block() { return first_block + current / the_threads; }
 inline int blocks() { return the_blocks; }
-#define SHARED(type, name) type* name = (type*)shared_memory.data()
+#define SHARED(type, name) type* name = (type*)shared_memory[current / the_threads].data()
 
 inline void next_fiber() {
     int from = current, n = (int)fibers.size();
@@ -82,7 +86,7 @@ inline void wait_at(Barrier& b, int count) {
     }
     while (b.generation == generation) next_fiber();
 }
-inline void sync() { wait_at(all, (int)fibers.size()); }
+inline void sync() { wait_at(all[current / the_threads].all, the_threads); }
 inline void sync_warp() { wait_at(warps[current / 32], 32); }
 
 inline float from_lane(float x, int mask) {
@@ -129,6 +133,7 @@ inline float as_float(int x) {
 inline void max_at(int* x, int y) { *x = std::max(*x, y); }
 inline float reciprocal(float x) { return 1 / x; }
 inline float square_root(float x) { return sqrtf(x); }
+inline float root(float x) { return sqrtf(x); }
 inline float exponential(float x) { return expf(x); }
 inline uint32 halves(float x, float y) {
     _Float16 h[2] = {(_Float16)x, (_Float16)y};
@@ -172,6 +177,25 @@ inline void load_swapped(uint32 (&a)[4], const uint32* rows) {
         a[i] = rows[row * 8 + swapped(row, i / 2) * 4 + t];
     }
 }
+struct Word {
+    float x, y, z;
+    uint32 tag;
+};
+inline void put(uint4* to, float x, float y, float z, uint32 tag) {
+    Word w{x, y, z, tag};
+    memcpy(to, &w, sizeof w);
+}
+inline Word look_at(const uint4* from) {
+    Word w;
+    memcpy(&w, from, sizeof w);
+    return w;
+}
+inline void other_blocks() { next_fiber(); }
+inline uint32 latest(const uint32* x) { return *x; }
+template <int COUNT>
+inline void sync_first() { wait_at(all[current / the_threads].first, COUNT); }
+template <int COUNT>
+inline void sync_others() { wait_at(all[current / the_threads].others, COUNT); }
 inline void barrier_init(uint64* b, int count) { *b = (uint64)count << 32; }
 inline void barrier_arrive(uint64* b) {
     sync_warp();
@@ -180,31 +204,40 @@ inline void barrier_arrive(uint64* b) {
 inline void barrier_wait(const uint64* b, int parity) {
     while ((uint32)*b / (*b >> 32) % 2 == parity) next_fiber();
 }
+inline void copy(void* to, const void* from, int bytes, uint64* b) {
+    memcpy(to, from, bytes);
+    ++*b;
+}
+inline void barriers_made() {}
+inline float4 early(const float4* from) { return *from; }
 
 static void (*body)();
 static void enter() {
     body();
     fibers[current].done = true;
-    if (++all.gone + all.waiting == (int)fibers.size()) all.waiting = 0, all.generation++;  // they waited for this one
+    Barrier& b = all[current / the_threads].all;
+    if (++b.gone + b.waiting == the_threads) b.waiting = 0, b.generation++;  // they waited for this one
     next_fiber();
 }
 
-// runs kernel(args...) with as many threads and blocks; args point to the values
-template <class... A, size_t... I>
-void run_kernel(void (*kernel)(A...), void** args, int count, int threads, int shared, std::index_sequence<I...>) {
-    static void (*the_kernel)(A...);
+// runs kernel(args...) with as many threads and blocks, all blocks at once or one after the other; args point to the values
+template <class... Types, size_t... I>
+void run_kernel(void (*kernel)(Types...), void** args, int count, int threads, int shared, bool together, std::index_sequence<I...>) {
+    constexpr size_t STACK = 1 << 18;
+    static void (*the_kernel)(Types...);
     static void** the_args;
     the_kernel = kernel, the_args = args;
-    body = [] { the_kernel(*(A*)the_args[I]...); };
-    the_blocks = count;
-    for (the_block = 0; the_block < count; the_block++) {
-        fibers.clear(), fibers.resize(threads);
-        warps.assign(threads / 32, Barrier()), lanes.assign(threads, Lane()), all = Barrier();
-        shared_memory.assign(shared, (char)0x7b);  // not zeros
+    body = [] { the_kernel(*(Types*)the_args[I]...); };
+    the_blocks = count, the_threads = threads;
+    int at_once = together ? count : 1, fibers_at_once = at_once * threads;
+    for (first_block = 0; first_block < count; first_block += at_once) {
+        fibers.clear(), fibers.resize(fibers_at_once);
+        warps.assign(fibers_at_once / 32, Barrier()), lanes.assign(fibers_at_once, Lane()), all.assign(at_once, Barriers());
+        shared_memory.assign(at_once, std::vector<char>(shared, (char)0x7b));  // not zeros
         for (Fiber& f : fibers) {
-            f.begun = f.done = false, f.stack.resize(1 << 18);
+            f.begun = f.done = false, f.stack.reset(new char[STACK]);
             getcontext(&f.context);
-            f.context.uc_stack.ss_sp = f.stack.data(), f.context.uc_stack.ss_size = f.stack.size();
+            f.context.uc_stack.ss_sp = f.stack.get(), f.context.uc_stack.ss_size = STACK;
             f.context.uc_link = nullptr;
             makecontext(&f.context, enter, 0);
         }
@@ -212,7 +245,7 @@ void run_kernel(void (*kernel)(A...), void** args, int count, int threads, int s
         swapcontext(&outside, &fibers[0].context);
     }
 }
-template <class... A>
-void run_kernel(void (*kernel)(A...), void** args, int count, int threads, int shared) {
-    run_kernel(kernel, args, count, threads, shared, std::index_sequence_for<A...>());
+template <class... Types>
+void run_kernel(void (*kernel)(Types...), void** args, int count, int threads, int shared, bool together) {
+    run_kernel(kernel, args, count, threads, shared, together, std::index_sequence_for<Types...>());
 }

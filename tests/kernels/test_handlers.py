@@ -84,8 +84,8 @@ def _fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fakes]:
     registry._publish()
 
 
-def key_of(integers: tuple[int, ...] = INTEGERS, blocks: int = BLOCKS) -> int:
-    return registry.add("kernel", b"code", blocks, THREADS, SHARED, integers, 2, 1)
+def key_of(integers: tuple[int, ...] = INTEGERS, blocks: int = BLOCKS, together: bool = False) -> int:
+    return registry.add("kernel", b"code", blocks, THREADS, SHARED, together, integers, 2, 1)
 
 
 def call(frame: int) -> int:
@@ -102,6 +102,12 @@ def test_a_kernel_is_launched(fakes: Fakes) -> None:
     assert (kernel, extra) == (LOADED, 0)
     assert np.array(values[2:4], np.int32).tolist() == list(INTEGERS)
     assert [values[0], values[1], values[4]] == [0xA0, 0xB0, 0xC0]
+
+
+def test_blocks_run_together(fakes: Fakes) -> None:
+    """A cooperative launch, where the kernel asks for it."""
+    assert call(fakes.frame(key_of(together=True), (0xA0, 0xB0), (0xC0,))) == 0
+    assert fakes.asked[-1][1][1] == [2, 1]
 
 
 def test_each_call_has_its_entry(fakes: Fakes) -> None:

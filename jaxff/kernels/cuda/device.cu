@@ -42,6 +42,7 @@ __device__ __forceinline__ float square_root(float x) {
     asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
     return r;
 }
+__device__ __forceinline__ float root(float x) { return sqrtf(x); }  // rounded as IEEE does
 // relative error of x 2^-24 more, as the exponent is rounded
 __device__ __forceinline__ float exponential(float x) {
     float r;
@@ -80,6 +81,37 @@ __device__ __forceinline__ void load_swapped(uint32 (&a)[4], const uint32* rows)
                  : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(from) : "memory");
 }
 
+// Three numbers and a tag, which are written and read as a whole, by blocks that run at once.
+struct Word {
+    float x, y, z;
+    uint32 tag;
+};
+__device__ __forceinline__ void put(uint4* to, float x, float y, float z, uint32 tag) {
+    asm volatile("{.reg .b128 w; .reg .b64 a, b; mov.b64 a, {%1, %2}; mov.b64 b, {%3, %4}; mov.b128 w, {a, b}; st.relaxed.gpu.global.b128 [%0], w;}"
+                 : : "l"(to), "f"(x), "f"(y), "f"(z), "r"(tag) : "memory");
+}
+__device__ __forceinline__ Word look_at(const uint4* from) {
+    Word w;
+    asm volatile("{.reg .b128 w; .reg .b64 a, b; ld.relaxed.gpu.global.b128 w, [%4]; mov.b128 {a, b}, w; mov.b64 {%0, %1}, a; mov.b64 {%2, %3}, b;}"
+                 : "=f"(w.x), "=f"(w.y), "=f"(w.z), "=r"(w.tag) : "l"(from) : "memory");
+    return w;
+}
+__device__ __forceinline__ void other_blocks() {}
+// what other launches of this kernel left, not what a cache has
+__device__ __forceinline__ uint32 latest(const uint32* x) { return *(const volatile uint32*)x; }
+// asked for now, wherever it is needed; nothing writes it meanwhile
+__device__ __forceinline__ float4 early(const float4* from) {
+    float4 r;
+    asm volatile("ld.global.nc.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(r.x), "=f"(r.y), "=f"(r.z), "=f"(r.w) : "l"(from));
+    return r;
+}
+// among the first so many threads
+template <int COUNT>
+__device__ __forceinline__ void sync_first() { asm volatile("bar.sync 1, %0;" : : "n"(COUNT) : "memory"); }
+// among so many others
+template <int COUNT>
+__device__ __forceinline__ void sync_others() { asm volatile("bar.sync 2, %0;" : : "n"(COUNT) : "memory"); }
+
 // A barrier in shared memory at which warps arrive without waiting: its phases end when `count` have arrived.
 __device__ __forceinline__ uint32 place_of(const uint64* b) { return (uint32)__cvta_generic_to_shared(b); }
 __device__ __forceinline__ void barrier_init(uint64* b, int count) {
@@ -98,10 +130,38 @@ __device__ __forceinline__ void barrier_wait(const uint64* b, int parity) {
 #endif
     asm volatile("{.reg .pred p;\nagain:\n" TRY ".parity.shared.b64 p, [%0], %1;\n@!p bra again;\n}" : : "r"(place_of(b)), "r"(parity) : "memory");
 }
+// bytes that come into shared memory meanwhile: one more arrival at a barrier, whose phase does not end before they are there
+__device__ __forceinline__ void copy(void* to, const void* from, int bytes, uint64* b) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" : : "r"(place_of(b)), "r"(bytes) : "memory");
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 : : "r"((uint32)__cvta_generic_to_shared(to)), "l"(from), "r"(bytes), "r"(place_of(b)) : "memory");
+#endif
+}
+// so that copies find the barriers
+__device__ __forceinline__ void barriers_made() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.proxy.async.shared::cta;" : : : "memory");
+#endif
+}
 #endif
 
 __device__ __forceinline__ int lane() { return thread() & 31; }
 __device__ __forceinline__ int warp() { return thread() >> 5; }
+
+// words of other blocks, when they have this tag; word k lies at place(k). All lanes of a warp look until all have theirs
+template <int COUNT, class Place>
+__device__ __forceinline__ void receive(Word (&words)[COUNT], uint32 tag, Place place) {
+    for (bool there = false; !there;) {
+        there = true;
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) words[k] = look_at(place(k));
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) there &= words[k].tag == tag;
+        there = lanes_where(there) == 0xffffffffu;
+        if (!there) other_blocks();
+    }
+}
 
 // a number as the sum of two halves: 22 bits
 __device__ __forceinline__ void split(float x, float y, uint32& high, uint32& low) {

@@ -16,13 +16,13 @@ from jaxff.kernels.frames import API, ARGS, CACHE, CONTEXT, RETS, buffer, intege
 
 SYMBOL = "jaxff_cuda_table"
 MASK, LAUNCH, UNKNOWN, FAILED, HEADER = range(5)  # pairs minus 1, cuLaunchKernelEx, texts of errors
-HANDLE, BLOCKS, THREADS, SHARED, ARRAYS, COUNT, INTEGERS, RESULTS, ENTRY = range(9)
+HANDLE, BLOCKS, THREADS, SHARED, ARRAYS, COUNT, INTEGERS, RESULTS, ATTRIBUTE, ENTRY = range(10)
 
 _ATTRIBUTES = 20  # of XLA_FFI_CallFrame
 _ERROR_CREATE, _STREAM_GET = 6, 10  # of XLA_FFI_Api
 _INTERNAL = 13  # XLA_FFI_Error_Code
 _COMPATIBLE = 1  # XLA_FFI_HANDLER_TRAITS_COMMAND_BUFFER_COMPATIBLE
-_PROGRAMMATIC_SERIALIZATION = 6  # CUlaunchAttributeID
+COOPERATIVE, PROGRAMMATIC_SERIALIZATION = 2, 6  # CUlaunchAttributeID
 
 
 @intrinsic
@@ -109,7 +109,7 @@ def execute(frame):
         return failed
     for k in range(9):
         words(attribute)[k] = 0
-    words(attribute)[0], words(attribute)[1] = _PROGRAMMATIC_SERIALIZATION, 1  # a CUlaunchAttribute
+    words(attribute)[0], words(attribute)[1] = e[ATTRIBUTE], 1  # a CUlaunchAttribute
     c = words(config)  # a CUlaunchConfig
     c[0], c[1], c[2] = e[BLOCKS] | 1 << 32, 1 | e[THREADS] << 32, 1 | 1 << 32
     c[3], c[4], c[5], c[6] = e[SHARED], a[3], attribute, 1

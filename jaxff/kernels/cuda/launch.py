@@ -25,7 +25,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 from jaxtyping import Array
 
-EARLY_FROM = 90  # the compute capability from which a kernel may start before those before it have ended
+HOPPER = 90  # the compute capability from which a kernel may start before those before it have ended
 
 Form = Literal["PTX", "CUBIN"]
 
@@ -34,6 +34,7 @@ class Kernel(NamedTuple):
     """A kernel: its name in the source, what is defined for the source, threads a block, bytes of shared memory.
 
     early: whether it may start before those before it have ended, as it waits for them itself (`ready` in device.cu).
+    together: whether all its blocks run at once, as they wait for each other.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Kernel(NamedTuple):
     threads: int
     shared: int
     early: bool = False
+    together: bool = False
 
 
 Emulator = Callable[..., Sequence[Any]]
@@ -106,11 +108,11 @@ def _lower(
     ctx: Any, *arrays: Any, kernel: Kernel, integers: Any, results: Any, blocks: int, in_place: tuple[int, ...]
 ) -> Any:
     code, aliases = _compiling(kernel).result(), {array: k for k, array in enumerate(in_place)}
-    if _may_start_early(kernel):
+    if _is_launched_here(kernel):
         from jaxff.kernels.cuda import registry
 
-        sizes = blocks, kernel.threads, kernel.shared
-        key = registry.add(kernel.name, code, *sizes, integers, len(arrays), len(results))
+        launched = blocks, kernel.threads, kernel.shared, kernel.together
+        key = registry.add(kernel.name, code, *launched, integers, len(arrays), len(results))
         rule = jax.ffi.ffi_lowering(registry.NAME, operand_output_aliases=aliases)
         return rule(ctx, *arrays, key=np.int64(key))
     from jaxlib import gpu_triton
@@ -129,9 +131,26 @@ def _lower(
     return rule(ctx, *arrays, opaque=config)
 
 
-def _may_start_early(kernel: Kernel) -> bool:
+def _is_launched_here(kernel: Kernel) -> bool:
     """Whether a kernel is launched by jaxff.kernels.cuda.handlers, which Numba compiles."""
-    return kernel.early and _capability() >= EARLY_FROM and importlib.util.find_spec("numba") is not None
+    return kernel.together or (kernel.early and can_run_together())
+
+
+def can_run_together() -> bool:
+    """Whether kernels can be launched so that all blocks run at once, and copies come without threads."""
+    if emulator is not None:
+        return True
+    return jax.default_backend() == "gpu" and _capability() >= HOPPER and importlib.util.find_spec("numba") is not None
+
+
+@functools.cache
+def most_shared() -> int:
+    """Bytes of shared memory that a block may have here; on a CPU, those of every GPU from compute capability 8.0."""
+    if jax.default_backend() != "gpu":
+        return 99 * 1024
+    from jaxff.kernels.cuda import registry
+
+    return registry.most_shared()
 
 
 def _capability() -> int:
@@ -167,10 +186,10 @@ def _places() -> list[str]:
 
 
 def _compiling(kernel: Kernel) -> Future[bytes]:
-    """What it becomes for this GPU: a CUBIN if it may start early, or PTX. It is compiled once, in the background."""
+    """What it becomes for this GPU: a CUBIN if it is launched here, or PTX. It is compiled once, in the background."""
     with _lock:
         if kernel not in _asked:
-            form: Form = "CUBIN" if _may_start_early(kernel) else "PTX"
+            form: Form = "CUBIN" if _is_launched_here(kernel) else "PTX"
             _asked[kernel] = _workers().submit(compiled, kernel, _capability(), form)
         return _asked[kernel]
 

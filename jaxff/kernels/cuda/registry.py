@@ -18,6 +18,7 @@ from jaxff.kernels.cuda import handlers
 
 NAME = "jaxff_cuda"  # of the foreign function
 _MAX_DYNAMIC_SHARED = 8  # CUfunction_attribute
+_MOST_SHARED = 97  # CUdevice_attribute
 
 _lock = threading.Lock()
 _alive: list[Any] = []  # what entries point to, and they
@@ -26,14 +27,23 @@ _entries: dict[int, int] = {}  # addresses by key
 
 
 def add(
-    name: str, code: bytes, blocks: int, threads: int, shared: int, integers: Sequence[int], arrays: int, results: int
+    name: str,
+    code: bytes,
+    blocks: int,
+    threads: int,
+    shared: int,
+    together: bool,
+    integers: Sequence[int],
+    arrays: int,
+    results: int,
 ) -> int:
     """The key of calls of a kernel of this name in `code`, a CUBIN, with these integers and so many arrays and results.
 
+    together: whether all blocks run at once; otherwise the kernel may start before those before it have ended.
     RuntimeError if it can't be loaded.
     """
     register()
-    sizes = (blocks, threads, shared, arrays, results, *integers)
+    sizes = (blocks, threads, shared, together, arrays, results, *integers)
     digest = hashlib.sha256(repr((name, sizes)).encode() + code).digest()
     key = int.from_bytes(digest[:8], "little", signed=True)
     with _lock:
@@ -41,6 +51,7 @@ def add(
             numbers, entry = np.array([*integers, 0], np.int32), np.zeros(handlers.ENTRY, np.int64)
             entry[handlers.HANDLE], entry[handlers.INTEGERS] = _load(name, code, shared), numbers.ctypes.data
             entry[handlers.BLOCKS], entry[handlers.THREADS], entry[handlers.SHARED] = blocks, threads, shared
+            entry[handlers.ATTRIBUTE] = handlers.COOPERATIVE if together else handlers.PROGRAMMATIC_SERIALIZATION
             entry[handlers.ARRAYS], entry[handlers.COUNT], entry[handlers.RESULTS] = arrays, len(integers), results
             _alive.extend((numbers, entry))
             _entries[key] = int(entry.ctypes.data)
@@ -114,6 +125,16 @@ def _driver() -> Any:
         raise RuntimeError(f"CUDA's driver was not found: {error}") from None
     _check(library.cuInit(0), "cuInit")
     return library
+
+
+def most_shared() -> int:
+    """Bytes of shared memory that a block may have on every GPU here."""
+    count, size, sizes = ctypes.c_int(), ctypes.c_int(), []
+    _check(_driver().cuDeviceGetCount(ctypes.byref(count)), "cuDeviceGetCount")
+    for device in range(count.value):
+        _check(_driver().cuDeviceGetAttribute(ctypes.byref(size), _MOST_SHARED, device), "cuDeviceGetAttribute")
+        sizes.append(size.value)
+    return min(sizes)
 
 
 def _launcher() -> int:

@@ -1,0 +1,119 @@
+"""One molecule in one kernel, on a CPU (tests/kernels/emulator.py) or on a GPU where one is, against the models."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxff import kernels, models
+from jaxff.kernels import chain
+from jaxff.kernels.cuda import launch, one
+from jaxff.ops import accumulate_forces
+from jaxff.system import Pairs
+from tests.kernels import GPU, emulator
+from tests.kernels.test_cuda import prepared
+from tests.structures import pairs_in_layout, random_structure
+
+# the model, atoms, and how many groups of them find room
+CASES = [("student", 4, 3), ("painn", 5, 3), ("painn+zbl", 3, 4)]
+
+
+@pytest.fixture(autouse=True)
+def kernels_run_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    if not GPU:
+        if emulator.COMPILER is None:
+            pytest.skip("no GPU, and no C++ compiler to run CUDA kernels on a CPU with")
+        monkeypatch.setattr(launch, "emulator", emulator.run)
+    yield
+    one._arranged.cache_clear()
+    jax.clear_caches()
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Config, tree and fused tree; with an atom of padding numbers, positions, pairs; vectors, pairs in the cutoff."""
+    name, atoms, groups = request.param
+    config, tree, fused = prepared(name)
+    if not GPU:
+        monkeypatch.setattr(one, "multiprocessors", lambda: groups * config.hidden_dim // one.CHANNELS)
+    numbers, positions = random_structure(atoms)
+    vectors, inside = pairs_in_layout(positions, config.cutoff, "all", padding=1)
+    positions = np.concatenate([positions, np.zeros((1, 3))])
+    n = atoms + 1
+    receivers, senders = np.divmod(np.arange(n * n, dtype=np.int32), np.int32(n))
+    mask = (senders != receivers) & (np.maximum(senders, receivers) < atoms)
+    pairs = Pairs(senders, receivers, mask, n, "all", symmetric=True)
+    assert chain.one_kernel_serves(fused.fused, config, n)
+    return config, tree, fused, np.pad(numbers, (0, 1)), positions, pairs, vectors, inside
+
+
+def close(got: Any, expected: Any) -> None:
+    np.testing.assert_allclose(got, expected, atol=1e-5 * max(1, np.abs(expected).max()))
+
+
+def test_vectors(case: Any) -> None:
+    """Energies and gradients by pair vectors, which forces are made of; and energies alone."""
+    config, tree, fused, numbers, _, _, vectors, inside = case
+    exact = models.cast(tree, np.dtype("float64"))
+    energies, gradients = models.energies_and_vector_gradients(exact, config, numbers, jnp.asarray(vectors), inside)
+    forces = accumulate_forces(gradients, inside)
+    r = jnp.asarray(vectors, jnp.float32)
+    got, by_vectors = jax.jit(kernels.energies_and_vector_gradients, static_argnums=1)(
+        fused, config, numbers, r, inside
+    )
+    close(got, energies)
+    close(accumulate_forces(by_vectors, inside, antisymmetric=True), forces)
+    assert got[-1] == 0
+    alone, by_energy = jax.jit(jax.value_and_grad(kernels.energy, argnums=3), static_argnums=1)(
+        fused, config, numbers, r, inside
+    )
+    close(alone, energies.sum())
+    np.testing.assert_array_equal(by_energy, by_vectors)
+    close(jax.jit(kernels.energy, static_argnums=1)(fused, config, numbers, r, inside), energies.sum())
+
+
+def test_positions(case: Any) -> None:
+    """Energy and gradients by positions; of two molecules at once; second derivatives."""
+    config, tree, fused, numbers, positions, pairs, _, inside = case
+    if not kernels.serves_positions(fused, config, pairs):
+        assert config.repulsion == "zbl"
+        return
+    exact = models.cast(tree, np.dtype("float64"))
+
+    def reference(x: Any) -> Any:
+        r = x[inside.senders] - x[inside.receivers]
+        return models.atomic_energies(exact, config, numbers, r, inside).sum()
+
+    def energy(x: Any) -> Any:
+        return kernels.energy_of_positions(fused, config, numbers, x, pairs)
+
+    expected, gradient = jax.value_and_grad(reference)(jnp.asarray(positions))
+    x = jnp.asarray(positions, jnp.float32)
+    got, by_positions = jax.jit(jax.value_and_grad(energy))(x)
+    close(got, expected)
+    close(by_positions, gradient)
+    assert np.all(by_positions[-1] == 0)
+    close(jax.jit(energy)(x), expected)
+
+    two = jnp.stack([x, x + 0.5])
+    close(jax.jit(jax.vmap(energy))(two), np.full(2, expected))
+    close(jax.jit(jax.vmap(jax.grad(energy)))(two), np.stack([gradient, gradient]))
+
+    direction = np.random.default_rng(0).normal(size=positions.shape)
+    hessian = jax.grad(lambda x: jnp.vdot(jax.grad(reference)(x), direction))(jnp.asarray(positions))
+    again = jax.jit(jax.grad(lambda x: jnp.vdot(jax.grad(energy)(x), direction.astype(np.float32))))(x)
+    np.testing.assert_allclose(again, hessian, atol=2e-4 * np.abs(hessian).max())
+
+
+def test_which_molecules() -> None:
+    """More atoms than the groups of all multiprocessors have room for, and models that don't fit, are not served."""
+    config, _, fused = prepared("painn")
+    most = max(n for n in range(1, 200) if chain.one_kernel_serves(fused.fused, config, n))
+    assert not chain.one_kernel_serves(fused.fused, config, most + 1)
+    assert not chain.one_kernel_serves({name: x for name, x in fused.fused.items() if name != "one"}, config, 3)
+    wide = fused.fused | {"read": fused.fused["read"] | {"hidden": [(np.zeros((32, 24)),) * 3]}}
+    assert one.prepare(wide, config) is None
+    assert one.prepare(fused.fused, config.model_copy(update={"num_interactions": 1})) is None
