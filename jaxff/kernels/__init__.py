@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +115,7 @@ def energy(
     tree: FusedTree, config: Config, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
 ) -> Float[Array, ""]:
     """Energy in eV, the sum of `atomic_energies`: atoms weigh alike, and no kernel has to multiply by their weights."""
-    return _energy(tree, config, numbers, vectors, pairs)
+    return _energy(_BY_VECTORS, tree, config, numbers, vectors, pairs)
 
 
 def energies_and_vector_gradients(
@@ -133,48 +133,66 @@ def energies_and_vector_gradients(
 # --- the energy, whose gradient comes with it ---
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _energy(tree: FusedTree, config: Config, *args: Any) -> Float[Array, ""]:
-    return _energies(tree, config, *args).sum()
+class _Way(NamedTuple):
+    """From vectors or positions x: energies, gradients of their sum if wanted; what a cotangent of those gives x."""
+
+    evaluate: Callable[..., tuple[Array, Any]]  # (gradients, tree, config, numbers, x, pairs)
+    transpose: Callable[..., Array]  # (tree, config, numbers, x, pairs, cotangent of the gradients)
 
 
-def _energies(tree: FusedTree, config: Config, *args: Any) -> Float[Array, "N"]:
-    def run(launch: Launch, tree: FusedTree, numbers: Array, vectors: Array, pairs: Pairs) -> Any:
-        return chain.energies(tree.fused, config, numbers, vectors, pairs, _unless_few(launch, numbers))
-
-    return _one_or_many(run, config, args[-1], (tree, *args), MANY)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 2))
+def _energy(way: _Way, tree: FusedTree, config: Config, *args: Any) -> Float[Array, ""]:
+    return way.evaluate(False, tree, config, *args)[0].sum()
 
 
-def _energy_fwd(tree: FusedTree, config: Config, *args: Any) -> tuple[Array, Array]:
-    return _energy_and_gradients(tree, config, *args)
+def _energy_fwd(way: _Way, tree: FusedTree, config: Config, *args: Any) -> tuple[Array, Array]:
+    return _energy_and_gradients(way, tree, config, *args)
 
 
-def _energy_bwd(config: Config, gradients: Array, bar: Array) -> tuple[Any, ...]:
+def _energy_bwd(way: _Way, config: Config, gradients: Array, bar: Array) -> tuple[Any, ...]:
     return None, None, bar * gradients, None
 
 
 _energy.defvjp(_energy_fwd, _energy_bwd)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _energy_and_gradients(tree: FusedTree, config: Config, *args: Any) -> tuple[Array, Array]:
-    energies, gradients = energies_and_vector_gradients(tree, config, *args)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 2))
+def _energy_and_gradients(way: _Way, tree: FusedTree, config: Config, *args: Any) -> tuple[Array, Array]:
+    energies, gradients = way.evaluate(True, tree, config, *args)
     return energies.sum(), gradients
 
 
-def _energy_and_gradients_fwd(tree: FusedTree, config: Config, *args: Any) -> tuple[Any, tuple[Any, ...]]:
-    results = _energy_and_gradients(tree, config, *args)  # decorated: this may be differentiated again
+def _energy_and_gradients_fwd(way: _Way, tree: FusedTree, config: Config, *args: Any) -> tuple[Any, tuple[Any, ...]]:
+    results = _energy_and_gradients(way, tree, config, *args)  # decorated: this may be differentiated again
     return results, (results[1], tree, *args)
 
 
-def _energy_and_gradients_bwd(config: Config, saved: tuple[Any, ...], bars: tuple[Array, Array]) -> tuple[Any, ...]:
-    gradients, tree, numbers, vectors, pairs = saved
+def _energy_and_gradients_bwd(
+    way: _Way, config: Config, saved: tuple[Any, ...], bars: tuple[Array, Array]
+) -> tuple[Any, ...]:
+    gradients, tree, *args = saved
     energy_bar, gradients_bar = bars
-    vectors_bar, _ = second_order.transpose(config, tree.plain, numbers, vectors, pairs, None, gradients_bar)
-    return None, None, energy_bar * gradients + vectors_bar, None
+    return None, None, energy_bar * gradients + way.transpose(tree, config, *args, gradients_bar), None
 
 
 _energy_and_gradients.defvjp(_energy_and_gradients_fwd, _energy_and_gradients_bwd)
+
+
+def _of_vectors(gradients: bool, tree: FusedTree, config: Config, *args: Any) -> tuple[Array, Any]:
+    """Energies, and gradients by pair vectors if wanted."""
+    if gradients:
+        return energies_and_vector_gradients(tree, config, *args)
+
+    def run(launch: Launch, tree: FusedTree, numbers: Array, vectors: Array, pairs: Pairs) -> Any:
+        return chain.energies(tree.fused, config, numbers, vectors, pairs, _unless_few(launch, numbers))
+
+    return _one_or_many(run, config, args[-1], (tree, *args), MANY), None
+
+
+def _transpose_of_vectors(
+    tree: FusedTree, config: Config, numbers: Array, vectors: Array, pairs: Pairs, bar: Array
+) -> Array:
+    return second_order.transpose(config, tree.plain, numbers, vectors, pairs, None, bar)[0]
 
 
 # --- the same of positions, by one kernel ---
@@ -187,7 +205,7 @@ def energy_of_positions(
 
     Faster than `energy`, where one kernel does all of it: `serves_positions`.
     """
-    return _molecule(tree, config, numbers, positions, pairs)
+    return _energy(_BY_POSITIONS, tree, config, numbers, positions, pairs)
 
 
 def serves_positions(tree: FusedTree, config: Config, pairs: Pairs) -> bool:
@@ -196,49 +214,7 @@ def serves_positions(tree: FusedTree, config: Config, pairs: Pairs) -> bool:
     return plain and chain.one_kernel_serves(tree.fused, config, pairs.num_atoms)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _molecule(tree: FusedTree, config: Config, *args: Any) -> Float[Array, ""]:
-    return _of_positions(config, False, tree, *args)[0].sum()
-
-
-def _molecule_fwd(tree: FusedTree, config: Config, *args: Any) -> tuple[Array, Array]:
-    return _molecule_and_gradients(tree, config, *args)
-
-
-def _molecule_bwd(config: Config, gradients: Array, bar: Array) -> tuple[Any, ...]:
-    return None, None, bar * gradients, None
-
-
-_molecule.defvjp(_molecule_fwd, _molecule_bwd)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _molecule_and_gradients(tree: FusedTree, config: Config, *args: Any) -> tuple[Array, Array]:
-    energies, gradients = _of_positions(config, True, tree, *args)
-    assert gradients is not None
-    return energies.sum(), gradients
-
-
-def _molecule_and_gradients_fwd(tree: FusedTree, config: Config, *args: Any) -> tuple[Any, tuple[Any, ...]]:
-    results = _molecule_and_gradients(tree, config, *args)  # decorated: this may be differentiated again
-    return results, (results[1], tree, *args)
-
-
-def _molecule_and_gradients_bwd(config: Config, saved: tuple[Any, ...], bars: tuple[Array, Array]) -> tuple[Any, ...]:
-    gradients, tree, numbers, positions, pairs = saved
-    energy_bar, gradients_bar = bars
-
-    def of_vectors(positions: Array) -> Array:
-        return energy(tree, config, numbers, *_vectors_within(config, positions, pairs))
-
-    _, pullback = jax.vjp(jax.grad(of_vectors), positions)
-    return None, None, energy_bar * gradients + pullback(gradients_bar)[0], None
-
-
-_molecule_and_gradients.defvjp(_molecule_and_gradients_fwd, _molecule_and_gradients_bwd)
-
-
-def _of_positions(config: Config, gradients: bool, *args: Any) -> tuple[Array, Array | None]:
+def _of_positions(gradients: bool, tree: FusedTree, config: Config, *args: Any) -> tuple[Array, Any]:
     """Energies, and gradients by positions if wanted. Under vmap by pair vectors, as those of many molecules."""
 
     def by_one(tree: FusedTree, numbers: Array, positions: Array, pairs: Pairs) -> Any:
@@ -246,10 +222,8 @@ def _of_positions(config: Config, gradients: bool, *args: Any) -> tuple[Array, A
 
     def by_vectors(tree: FusedTree, numbers: Array, positions: Array, pairs: Pairs) -> Any:
         vectors, pairs = _vectors_within(config, positions, pairs)
-        if not gradients:
-            return _energies(tree, config, numbers, vectors, pairs), None
-        energies, by_pairs = energies_and_vector_gradients(tree, config, numbers, vectors, pairs)
-        return energies, -accumulate_forces(by_pairs, pairs, antisymmetric=True)
+        energies, by_pairs = _of_vectors(gradients, tree, config, numbers, vectors, pairs)
+        return energies, -accumulate_forces(by_pairs, pairs, antisymmetric=True) if gradients else None
 
     either = jax.custom_batching.custom_vmap(by_one)
 
@@ -259,7 +233,16 @@ def _of_positions(config: Config, gradients: bool, *args: Any) -> tuple[Array, A
         out = jax.vmap(by_vectors, in_axes=tuple(axes), axis_size=size)(*args)
         return out, jax.tree.map(lambda _: True, out)
 
-    return either(*args)
+    return either(tree, *args)
+
+
+def _transpose_of_positions(
+    tree: FusedTree, config: Config, numbers: Array, positions: Array, pairs: Pairs, bar: Array
+) -> Array:
+    def of_vectors(positions: Array) -> Array:
+        return energy(tree, config, numbers, *_vectors_within(config, positions, pairs))
+
+    return jax.vjp(jax.grad(of_vectors), positions)[1](bar)[0]
 
 
 def _vectors_within(config: Config, positions: Array, pairs: Pairs) -> tuple[Array, Pairs]:
@@ -267,6 +250,10 @@ def _vectors_within(config: Config, positions: Array, pairs: Pairs) -> tuple[Arr
     vectors = pairs.at_senders(positions) - pairs.at_receivers(positions)
     inside = jnp.sqrt(jnp.sum(jax.lax.stop_gradient(vectors) ** 2, axis=1)) <= config.cutoff
     return vectors, replace(pairs, mask=pairs.mask & inside)
+
+
+_BY_VECTORS = _Way(_of_vectors, _transpose_of_vectors)
+_BY_POSITIONS = _Way(_of_positions, _transpose_of_positions)
 
 
 # --- energies of atoms, whose gradient waits for their weights ---

@@ -192,6 +192,8 @@ def energies_and_position_gradients(
 
 def one_kernel_serves(tree: Params, config: Config, num_atoms: int) -> bool:
     """Whether one CUDA kernel does all of a molecule of so many atoms here."""
+    if "one" not in tree:
+        return False
     from jaxff.kernels.cuda import one
 
     return one.serves(tree, config, num_atoms)

@@ -1,7 +1,7 @@
 """The CUDA kernels on a CPU (tests/kernels/emulator.py), or on a GPU where one is, against the models."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,11 @@ from jaxff.kernels.message import Geometry, Launch, Sources, whole
 from jaxff.ops import accumulate_forces
 from jaxff.system import Pairs
 from jaxff.tabulate import tabulate
-from tests.kernels import GPU, PROGRAMS, emulator
+from tests.kernels import PROGRAMS
 from tests.structures import CONFIGS, pairs_in_layout, random_params, random_structure
 
+pytestmark = pytest.mark.usefixtures("cuda_kernels_run_here")
 WIDTHS = {"student": 64, "painn": 32, "painn+zbl": 32}  # the readout's layers have multiples of 16, too
-
-
-@pytest.fixture(autouse=True)
-def kernels_run_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    if not GPU:
-        if emulator.COMPILER is None:
-            pytest.skip("no GPU, and no C++ compiler to run CUDA kernels on a CPU with")
-        monkeypatch.setattr(launch, "emulator", emulator.run)
-    yield
-    jax.clear_caches()
 
 
 def prepared(name: str) -> tuple[Any, Any, Any]:

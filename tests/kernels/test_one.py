@@ -1,6 +1,5 @@
 """One molecule in one kernel, on a CPU (tests/kernels/emulator.py) or on a GPU where one is, against the models."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -10,30 +9,20 @@ import pytest
 
 from jaxff import kernels, models
 from jaxff.kernels import chain
-from jaxff.kernels.cuda import launch, one
+from jaxff.kernels.cuda import one
 from jaxff.ops import accumulate_forces
 from jaxff.system import Pairs
-from tests.kernels import GPU, emulator
+from tests.kernels import GPU
 from tests.kernels.test_cuda import prepared
 from tests.structures import pairs_in_layout, random_structure
 
+pytestmark = pytest.mark.usefixtures("cuda_kernels_run_here")
 # the model, atoms, and how many groups of them find room
 CASES = [("student", 4, 3), ("painn", 5, 3), ("painn+zbl", 3, 4)]
 
 
-@pytest.fixture(autouse=True)
-def kernels_run_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    if not GPU:
-        if emulator.COMPILER is None:
-            pytest.skip("no GPU, and no C++ compiler to run CUDA kernels on a CPU with")
-        monkeypatch.setattr(launch, "emulator", emulator.run)
-    yield
-    one._arranged.cache_clear()
-    jax.clear_caches()
-
-
 @pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
-def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, cuda_kernels_run_here: None) -> Any:
     """Config, tree and fused tree; with an atom of padding numbers, positions, pairs; vectors, pairs in the cutoff."""
     name, atoms, groups = request.param
     config, tree, fused = prepared(name)

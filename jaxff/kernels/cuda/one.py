@@ -47,8 +47,8 @@ def prepare(tree: Params, config: Config) -> dict[str, Any] | None:
 
 
 def serves(tree: Params, config: Config, num_atoms: int) -> bool:
-    """Whether the kernel takes this model and so many atoms on this GPU."""
-    return "one" in tree and launch.can_run_together() and _arranged(config, _readout(tree), num_atoms) is not None
+    """Whether the kernel, for which the tree is prepared, takes so many atoms on this GPU."""
+    return launch.can_run_together() and _arranged(config, _readout(tree), num_atoms) is not None
 
 
 def _readout(tree: Params) -> tuple[int, ...]:
