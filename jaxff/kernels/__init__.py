@@ -42,6 +42,7 @@ __all__ = [
 Config = StudentConfig | PainnConfig
 FEW_ATOMS = 128
 FEW_SLOTS = 32  # of an atom: filters of so few pairs come faster from tables than from tensor cores
+MANY_ATOMS = 2048  # of small molecules, from which on filters come faster from tensor cores
 MOST_SLOTS = 1024  # whose order fits into a multiprocessor's shared memory
 INDEX_LIMIT = 2**31  # of the numbers in an array that a CUDA kernel reads
 PARTS = 4  # programs that serve an atom, of few
@@ -124,7 +125,7 @@ def energies_and_vector_gradients(
     """Atomic energies [N] (eV) and antisymmetrised dE/dr_e, [E, 3] (eV/Å)."""
 
     def run(launch: Launch, tree: FusedTree, numbers: Array, vectors: Array, pairs: Pairs) -> Any:
-        args = tree.fused, config, numbers, vectors, pairs, _unless_few(launch, numbers)
+        args = tree.fused, config, numbers, vectors, pairs, _by_count(launch, tree, numbers)
         return chain.energies_and_gradients(*args, _of_message(config, MANY_BACK))
 
     return _one_or_many(run, config, pairs, (tree, numbers, vectors, pairs), MANY)
@@ -184,7 +185,7 @@ def _of_vectors(gradients: bool, tree: FusedTree, config: Config, *args: Any) ->
         return energies_and_vector_gradients(tree, config, *args)
 
     def run(launch: Launch, tree: FusedTree, numbers: Array, vectors: Array, pairs: Pairs) -> Any:
-        return chain.energies(tree.fused, config, numbers, vectors, pairs, _unless_few(launch, numbers))
+        return chain.energies(tree.fused, config, numbers, vectors, pairs, _by_count(launch, tree, numbers))
 
     return _one_or_many(run, config, args[-1], (tree, *args), MANY), None
 
@@ -302,7 +303,7 @@ def _forward(config: Config, *args: Any) -> tuple[Array, Any]:
     """chain.forward(tree, config, numbers, vectors, pairs, launch)."""
 
     def run(launch: Launch, tree: FusedTree, numbers: Array, vectors: Array, pairs: Pairs) -> Any:
-        return chain.forward(tree.fused, config, numbers, vectors, pairs, _unless_few(launch, numbers))
+        return chain.forward(tree.fused, config, numbers, vectors, pairs, _by_count(launch, tree, numbers))
 
     return _one_or_many(run, config, args[-1], args, MANY)
 
@@ -311,7 +312,7 @@ def _backward(config: Config, *args: Any) -> Float[Array, "E 3"]:
     """chain.backward(tree, config, residuals, numbers, pairs, e_bar, launch)."""
 
     def run(launch: Launch, tree: FusedTree, kept: Any, numbers: Array, pairs: Pairs, e_bar: Array) -> Any:
-        return chain.backward(tree.fused, config, kept, numbers, pairs, e_bar, _unless_few(launch, numbers))
+        return chain.backward(tree.fused, config, kept, numbers, pairs, e_bar, _by_count(launch, tree, numbers))
 
     return _one_or_many(run, config, args[-2], args, MANY_BACK)
 
@@ -360,10 +361,13 @@ def _of_many(route: Route, slots: int, dense: bool) -> Route:
     return "cuda" if slots <= MOST_SLOTS else route
 
 
-def _unless_few(launch: Launch, numbers: Array) -> Launch:
-    """The launch; CUDA kernels whose blocks serve whole atoms, or whole molecules, would leave multiprocessors idle."""
-    if not launch.cuda or launch.lean or len(numbers) > SOME_ATOMS:
+def _by_count(launch: Launch, tree: FusedTree, numbers: Array) -> Launch:
+    """The launch for so many atoms: blocks of CUDA kernels that serve many atoms would leave multiprocessors idle."""
+    if not launch.cuda or launch.lean:
         return launch
+    if len(numbers) > SOME_ATOMS:
+        packs = launch.route == "molecules" and "packs" in tree.fused and len(numbers) > MANY_ATOMS
+        return launch._replace(route="packs") if packs else launch
     return launch._replace(cut=True, route="few" if launch.route == "molecules" else launch.route)
 
 

@@ -31,7 +31,7 @@ Config = StudentConfig | PainnConfig
 def prepare(tree: Params, config: Config, cuda: bool = False) -> Params:
     """A tabulated tree with each table in the kernels' order (a, b, y), and without its dead third at first.
 
-    cuda: with what the CUDA kernels take, as "cuda" and "one", if the model fits them.
+    cuda: with what the CUDA kernels take, as "cuda", "one" and "packs", if the model fits them.
     NumPy arrays on the way: of many shapes, XLA would compile each operation.
     """
     tree = jax.tree.map(np.asarray, tree)
@@ -45,9 +45,9 @@ def prepare(tree: Params, config: Config, cuda: bool = False) -> Params:
     result["read"] = atoms.prepare_readout(dense_layers(result.pop("readout")))
     result = jax.tree.map(np.asarray, _MODELS[config.architecture].prepare(result, config))
     if cuda:
-        from jaxff.kernels.cuda import engine, one
+        from jaxff.kernels.cuda import engine, one, packs
 
-        for name, module in (("cuda", engine), ("one", one)):
+        for name, module in (("cuda", engine), ("one", one), ("packs", packs)):
             made = module.prepare(result, config)
             result |= {} if made is None else {name: made}
     return jax.tree.map(jnp.asarray, result)
@@ -266,6 +266,8 @@ def _first(step: atoms.Step, tree: Params, numbers: Array) -> atoms.Heard:
 
 
 def _table(tree: Params, i: int, launch: Launch) -> Any:
+    if launch.route == "packs":
+        return tree["packs"][i]
     return tree["cuda"]["filters"][i] if launch.route == "cuda" else tree[f"interaction_{i}"]["table"]
 
 

@@ -22,9 +22,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
-# a GPU's Pallas kernels; its CUDA kernels, for many pairs or for all of many or few small molecules; the CPU's; the
-# Pallas kernels on the CPU, for tests
-Route = Literal["triton", "cuda", "molecules", "few", "native", "interpret"]
+# a GPU's Pallas kernels; its CUDA kernels, for many pairs or for all of small molecules, of which there are many (packs:
+# filters by tensor cores) or few; the CPU's; the Pallas kernels on the CPU, for tests
+Route = Literal["triton", "cuda", "molecules", "packs", "few", "native", "interpret"]
 
 
 SOME_ATOMS, SOME_BACK = 512, (32, 4)  # up to so many: channels and pairs of a program of the message transposed
@@ -114,7 +114,7 @@ def message_transpose(
     The list must be symmetric. With p = Δs̄, q = Δv̄ of receiver i and sender j, and u = u_ij = -u_ji:
     ā_i = Σ_j Wa p_j,  b̄_i = -Σ_j Wb u·q_j,  ȳ_i = Σ_j Wc q_j,
     D = Σ_f a_i p_j Wa' - b_i u·q_j Wb' + y_i·q_j Wc',  U = Σ_f b_i q_j Wb; `whole` joins them to pair gradients.
-    Routes "native" and "molecules" give what `whole` would. Route "few" gives it by groups of channels, [G, 4, E], and
+    Routes "native", "molecules" and "packs" give what `whole` would. Route "few" gives it by groups of channels, [G, 4, E], and
     adds it to `before`, which another message gave.
     """
     module = _elsewhere(launch.route)
@@ -178,7 +178,7 @@ def whole(pair_bars: Float[Array, "..."], geometry: Geometry, num_atoms: int, la
     """[D, U_xyz] of each pair that counts minus those of its reverse, from what both have. No pair occurs twice."""
     if launch.route == "few":
         return total(list(pair_bars))
-    if launch.route in ("native", "molecules"):
+    if launch.route in ("native", "molecules", "packs"):
         return pair_bars
     e, senders = geometry.senders.shape[0], geometry.senders
     slots = e // num_atoms
@@ -209,6 +209,10 @@ def _elsewhere(route: Route) -> Any:
         from jaxff.kernels.cuda import molecules
 
         return molecules
+    if route == "packs":
+        from jaxff.kernels.cuda import packs
+
+        return packs
     if route == "few":
         from jaxff.kernels.cuda import few
 

@@ -26,12 +26,16 @@ struct float4 {
 struct int4 {
     int x, y, z, w;
 };
+struct float2 {
+    float x, y;
+};
 struct uint2 {
     uint32 x, y;
 };
 struct uint4 {
     uint32 x, y, z, w;
 };
+inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 struct Fiber {
@@ -151,7 +155,8 @@ inline float half_of(uint32 h, int which) {
     floats(h, x[0], x[1]);
     return x[which];
 }
-inline void mma(float (&c)[4], const uint32 (&a)[4], uint32 b0, uint32 b1) {
+template <int COLUMNS>
+inline void multiply_add(float (&c)[4], const uint32 (&a)[4], uint32 b0, uint32 b1) {
     Lane& mine = lanes[current];
     std::copy(a, a + 4, mine.a);
     mine.b[0] = b0, mine.b[1] = b1;
@@ -160,14 +165,24 @@ inline void mma(float (&c)[4], const uint32 (&a)[4], uint32 b0, uint32 b1) {
     int g = current % 32 / 4, t = current % 4;
     for (int i = 0; i < 4; i++) {
         int row = g + 8 * (i / 2), column = 2 * t + i % 2;
-        for (int k = 0; k < 16; k++)
+        for (int k = 0; k < COLUMNS; k++)
             c[i] += half_of(w[row % 8 * 4 + k % 8 / 2].a[row / 8 + k / 8 * 2], k % 2) * half_of(w[column * 4 + k % 8 / 2].b[k / 8], k % 2);
     }
     sync_warp();
 }
+inline void mma(float (&c)[4], const uint32 (&a)[4], uint32 b0, uint32 b1) { multiply_add<16>(c, a, b0, b1); }
+inline void mma_new(float (&c)[4], const uint32 (&a)[4], uint32 b0, uint32 b1) {
+    std::fill(c, c + 4, 0.f);
+    mma(c, a, b0, b1);
+}
+inline void mma_of_8(float (&c)[4], const uint32 (&a)[4], uint32 b0) { multiply_add<8>(c, a, b0, 0); }
 inline void load_a(uint32 (&a)[4], const uint32* rows, int stride) {
     int g = current % 32 / 4, t = current % 4;
     for (int i = 0; i < 4; i++) a[i] = rows[(g + i % 2 * 8) * stride + t + i / 2 * 4];
+}
+inline void load_a_of_8(uint32 (&a)[4], uint32 (&b)[4], const uint32* rows, int part, int stride) {
+    int g = current % 32 / 4, t = current % 4;
+    for (int i = 0; i < 2; i++) a[i] = rows[(g + i * 8) * stride + t], b[i] = rows[part + (g + i * 8) * stride + t];
 }
 inline int swapped(int row, int half) { return half ^ (row >> 2 & 1); }
 inline void load_swapped(uint32 (&a)[4], const uint32* rows) {
@@ -208,6 +223,10 @@ inline void copy(void* to, const void* from, int bytes, uint64* b) {
     memcpy(to, from, bytes);
     ++*b;
 }
+inline void copy_16(void* to, const void* from) { memcpy(to, from, 16); }
+inline void end_copies() {}
+template <int LATER>
+inline void wait_for_copies() {}
 inline void barriers_made() {}
 inline float4 early(const float4* from) { return *from; }
 

@@ -65,12 +65,31 @@ __device__ __forceinline__ void mma(float (&c)[4], const uint32 (&a)[4], uint32 
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+// c = a b
+__device__ __forceinline__ void mma_new(float (&c)[4], const uint32 (&a)[4], uint32 b0, uint32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, %10};"
+        : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.f));
+}
+// likewise of a's first eight columns and of as many rows of b: c += a[:, :8] b[:8]
+__device__ __forceinline__ void mma_of_8(float (&c)[4], const uint32 (&a)[4], uint32 b0) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b0));
+}
 // the [16, 16] halves at `rows`, `stride` words a row, in shared memory, as mma takes them
 __device__ __forceinline__ void load_a(uint32 (&a)[4], const uint32* rows, int stride) {
     int l = threadIdx.x & 31;
     uint32 from = (uint32)__cvta_generic_to_shared(rows + (l & 15) * stride + (l >> 4) * 4);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(from) : "memory");
+}
+// likewise [16, 8] of two such, `part` words apart, as mma_of_8 takes them
+__device__ __forceinline__ void load_a_of_8(uint32 (&a)[4], uint32 (&b)[4], const uint32* rows, int part, int stride) {
+    int l = threadIdx.x & 31;
+    uint32 from = (uint32)__cvta_generic_to_shared(rows + (l & 15) * stride + (l >> 4) * part);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(a[0]), "=r"(a[1]), "=r"(b[0]), "=r"(b[1]) : "r"(from) : "memory");
 }
 // of 16 rows of 16 halves that lie without gaps, the two halves of a row where `swapped` says
 __device__ __forceinline__ int swapped(int row, int half) { return half ^ (row >> 2 & 1); }
@@ -138,6 +157,14 @@ __device__ __forceinline__ void copy(void* to, const void* from, int bytes, uint
                  : : "r"((uint32)__cvta_generic_to_shared(to)), "l"(from), "r"(bytes), "r"(place_of(b)) : "memory");
 #endif
 }
+// 16 bytes that come into shared memory meanwhile; `end_copies` ends a group of those of a thread, and
+// `wait_for_copies` waits for all groups but the last LATER
+__device__ __forceinline__ void copy_16(void* to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"((uint32)__cvta_generic_to_shared(to)), "l"(from) : "memory");
+}
+__device__ __forceinline__ void end_copies() { asm volatile("cp.async.commit_group;" : : : "memory"); }
+template <int LATER>
+__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_group %0;" : : "n"(LATER) : "memory"); }
 // so that copies find the barriers
 __device__ __forceinline__ void barriers_made() {
 #if __CUDA_ARCH__ >= 900

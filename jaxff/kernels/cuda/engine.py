@@ -173,19 +173,30 @@ def _of_bins(basis: Float[np.ndarray, "bins T 4 16"], weights: Float[np.ndarray,
     }
 
 
+def few_functions(
+    table: Float[np.ndarray, "T 4 C"], ranks: Sequence[int]
+) -> tuple[Float[np.ndarray, "T 4 K"], Float[np.ndarray, "K C"]] | None:
+    """W(t) = Σ_k B_k(t) C_k everywhere: cubics of all B, and C, for the least of these K that does; or None."""
+    curves = _curves(table)
+    directions = _directions(curves, slice(None, None, max(1, len(table) // 1024)))
+    enough = [rank for rank in ranks if _left(curves, directions[:, :rank])]
+    if not enough:
+        return None
+    chosen = directions[:, : enough[0]]
+    missing = enough[0] - chosen.shape[1]
+    basis, height = _scaled(table @ np.pad(chosen, ((0, 0), (0, missing))))
+    return basis, np.pad((chosen * height[: chosen.shape[1]]).T, ((0, missing), (0, 0)))
+
+
 def _of_elements(table: Float[np.ndarray, "T 4 2F"], f: int) -> dict[str, Any] | None:
     """The first filters as first.cu takes them: W(t) = Σ_k B_k(t) C_k everywhere, with the fewest functions.
 
     None if those are too many, or if a block has fewer warps than it needs.
     """
-    curves = _curves(table)
-    directions = _directions(curves, slice(None, None, max(1, len(table) // 1024)))
-    enough = [rank for rank in RANKS if _left(curves, directions[:, :rank])]
-    if not enough or enough[0] > f:
+    few = few_functions(table, RANKS)
+    if few is None or few[0].shape[2] > f:
         return None
-    chosen = directions[:, : enough[0]]
-    basis, height = _scaled(table @ np.pad(chosen, ((0, 0), (0, enough[0] - chosen.shape[1]))))
-    weights = np.pad((chosen * height[: chosen.shape[1]]).T, ((0, enough[0] - chosen.shape[1]), (0, 0)))
+    basis, weights = few
     parts = weights[:, :f], weights[:, f:]
     matrices, factors = zip(*(halves(x) for x in (*parts, *(x.T for x in parts))), strict=True)
     return {

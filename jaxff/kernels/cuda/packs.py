@@ -1,0 +1,111 @@
+"""Messages over all pairs of many small molecules, as jaxff.kernels.message has them: packs.cu."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxff.config import PainnConfig, StudentConfig
+from jaxff.kernels.cuda import engine, launch
+from jaxff.kernels.cuda.matrices import halves, power_of_two
+from jaxff.kernels.message import Geometry, Sources
+from jaxff.models.parameters import Params
+
+WIDTHS = (32, 64, 96, 128)  # of features: two warps or more, of 16 channels
+RANKS = (16, 24, 32)  # functions of the distance that make all filters
+ATOMS = 64  # of a block, at most
+TILE = 16  # atoms that it takes at once
+
+
+def prepare(tree: Params, config: StudentConfig | PainnConfig) -> list[dict[str, Any]] | None:
+    """Each interaction's filters as the kernels take them (NumPy), or None if the model doesn't fit them.
+
+    tree: as jaxff.kernels.chain.prepare makes it.
+    """
+    tables = [np.asarray(tree[f"interaction_{i}"]["table"], np.float64) for i in range(config.num_interactions)]
+    if config.hidden_dim not in WIDTHS or len(tables[0]) > engine.MOST_INTERVALS:
+        return None
+    made = [_filters(table) for table in tables]
+    return None if None in made else made  # type: ignore[return-value]
+
+
+def _filters(table: Float[np.ndarray, "T 4 C"]) -> dict[str, Any] | None:
+    few = engine.few_functions(table, RANKS)
+    if few is None:
+        return None
+    basis, weights = few
+    pairs = basis.reshape(len(basis), 2, 2, -1, 2)  # two powers, two functions side by side
+    matrix, factor = halves(np.pad(weights, ((0, -len(weights) % 16), (0, 0))))
+    slope = power_of_two(float(np.max(np.abs(basis[:, 1]))), 64.0)
+    return {
+        "basis": np.ascontiguousarray(pairs.transpose(0, 1, 3, 2, 4), np.float32).reshape(len(basis), 2, -1, 4),
+        "matrices": matrix,
+        "scales": np.asarray([factor, slope, 1 / slope], np.float32),
+    }
+
+
+class Launched(NamedTuple):
+    """A kernel, for how many molecules, in how many blocks."""
+
+    kernel: launch.Kernel
+    molecules: int
+    blocks: int
+
+
+def message(
+    sources: Sources, filters: Any, geometry: Geometry
+) -> tuple[Float[Array, "N F"], Float[Array, "N 3F"]]:
+    """As jaxff.kernels.message.message, for pairs e = (receiver e // M, sender e % M) of each molecule of M atoms."""
+    n, f = sources.a.shape
+    kernel, molecules, blocks = _kernel("pack_message", sources, filters, geometry)
+    arrays = (geometry.places, *(filters[name] for name in engine.FILTERS), *engine.with_stand_ins(sources))
+    ds, dv = launch.call(kernel, arrays, (molecules,), ((n, f), (n, 3 * f)), blocks)
+    return ds, dv
+
+
+def message_transpose(
+    sources: Sources,
+    cotangents: tuple[Float[Array, "N F"], Float[Array, "N 3F"]],
+    filters: Any,
+    geometry: Geometry,
+) -> tuple[Sources, Float[Array, "4 E"]]:
+    """As jaxff.kernels.message.message_transpose, likewise; anything for pairs that don't count."""
+    n, f = sources.a.shape
+    has_b, has_y = sources.b is not None, sources.y is not None
+    kernel, molecules, blocks = _kernel("pack_transpose", sources, filters, geometry)
+    arrays = (geometry.places, *(filters[name] for name in engine.FILTERS), *cotangents)
+    shapes = (n, f), (n * has_b, f), (n * has_y, 3 * f), (4, geometry.places.shape[1])
+    made = launch.call(kernel, (*arrays, *engine.with_stand_ins(sources)), (molecules,), shapes, blocks)
+    a, b, y, bars = made
+    return Sources(a, b if has_b else None, y if has_y else None), bars
+
+
+def _kernel(name: str, sources: Sources, filters: Any, geometry: Geometry) -> Launched:
+    n, f = sources.a.shape
+    size = geometry.places.shape[1] // n
+    of = f, size, 2 * filters["basis"].shape[2], sources.b is not None, sources.y is not None
+    fitting = [x for pack in range(1, ATOMS // size + 1) if (x := _of_pack(name, pack, *of)).shared <= launch.most_shared()]
+    made = [Launched(kernel, n // size, -(-n // size // dict(kernel.defines)["PACK"])) for kernel in fitting]
+    return min(made, key=lambda x: _time(x, size))
+
+
+def _time(launched: Launched, size: int) -> int:
+    """Tiles that a multiprocessor takes, one after the other."""
+    tiles = -(-dict(launched.kernel.defines)["PACK"] * size // TILE)
+    return -(-launched.blocks // engine.multiprocessors()) * tiles
+
+
+@functools.cache
+def _of_pack(name: str, pack: int, f: int, size: int, functions: int, has_b: bool, has_y: bool) -> launch.Kernel:
+    back, atoms = name == "pack_transpose", pack * size
+    rows, stride = 4 if back else 1 + has_b + 3 * has_y, 20 if functions > 24 else 12
+    shared = 4 * rows * atoms * (f + 16) + 16 * atoms * size + 4 * 8
+    shared += 4 * (1 + back) * 2 * TILE * stride * 4 + back * 4 * 4 * TILE * 4 * (f // 16) + 2 * atoms * size
+    defines = (
+        *(("F", f), ("M", size), ("PACK", pack), ("K", functions)),
+        *(("HAS_B", int(has_b)), ("HAS_Y", int(has_y)), ("TRANSPOSE", int(back))),
+    )
+    return launch.Kernel(name, launch.read("device.cu", "packs.cu"), defines, 2 * f, shared)
