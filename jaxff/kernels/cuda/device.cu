@@ -17,6 +17,9 @@ __device__ __forceinline__ void ready(Pointer&... pointers) {
     (..., [](Pointer& x) { asm volatile("" : "+l"(x)); }(pointers));
 #endif
 }
+// a value that is in a register from here on, not read or made again where it is used
+template <class Value>
+__device__ __forceinline__ void stay(Value& x) { asm volatile("" : "+l"(x)); }
 __device__ __forceinline__ void sync_warp() { __syncwarp(); }
 __device__ __forceinline__ float from_lane(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 __device__ __forceinline__ int of_lane(int x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }

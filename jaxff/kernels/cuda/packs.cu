@@ -43,33 +43,20 @@ __device__ __forceinline__ float axis_of(float4 u, int x) { return x == 0 ? u.x 
 
 struct Memory {
     float* rows;       // [ROWS, ALL, WIDTH]
-    float4* places;    // of pairs: direction, and place in the interval; in the end gradients [U, D]
+    float4* places;    // of pairs [UNITS, 16]: direction, and place in the interval; in the end gradients [U, D]
+    int* from;         // their intervals' cubics in `basis`
     uint64* answered;  // a barrier for each buffer
     uint32* b;         // of BUFFERS units: values [high, low], and likewise slopes
     float* sums;       // of BUFFERS units: [U, D] of each warp [16, 4]
-    short* interval;   // of pairs; -1: doesn't count
     __device__ __forceinline__ Memory(char* memory) {
-        rows = (float*)memory, places = (float4*)(rows + ROWS * ALL * WIDTH), answered = (uint64*)(places + PAIRS);
-        b = (uint32*)(answered + BUFFERS), sums = (float*)(b + BUFFERS * BUFFER);
-        interval = (short*)(sums + TRANSPOSE * BUFFERS * SUMS);
+        rows = (float*)memory, places = (float4*)(rows + ROWS * ALL * WIDTH), from = (int*)(places + 16 * UNITS);
+        answered = (uint64*)(from + 16 * UNITS), b = (uint32*)(answered + BUFFERS), sums = (float*)(b + BUFFERS * BUFFER);
     }
     __device__ __forceinline__ uint32* at(int unit) const { return b + unit % BUFFERS * BUFFER; }
 };
 
-// one of the 16 atoms of a unit, and the atom that comes r after it in its molecule, both as rows of the block
-struct Atom {
-    int row, partner, end, pairs;  // a row beyond the last: that of the last; of the next molecule; the pair with row 0
-    bool there;
-    Atom() = default;
-    __device__ __forceinline__ Atom(int tile, int place) {
-        int wanted = 16 * tile + place;
-        there = wanted < ALL, row = there ? wanted : ALL - 1, partner = row;
-        int begin = row - row % M;
-        end = begin + M, pairs = row * M - begin;
-    }
-    __device__ __forceinline__ void go_on() { partner = partner + 1 == end ? end - M : partner + 1; }
-    __device__ __forceinline__ int pair() const { return pairs + partner; }
-};
+// where an atom's pair with the one that comes r after it lies among `places`
+__device__ __forceinline__ int pair_of(int row, int r) { return 16 * (row / 16 * TURNS + r - 1) + row % 16; }
 
 // x: rows of all atoms of COUNT times F channels, of which those of some atoms of the block go into as many rows from
 // `row` on
@@ -82,13 +69,17 @@ __device__ __forceinline__ void copy_rows(const Memory& m, int row, const float*
     }
 }
 
-__device__ __forceinline__ void keep_places(const Memory& m, const float* places, int molecules) {
+// intervals: of the table, after which are zeros for pairs that don't count
+__device__ __forceinline__ void keep_places(const Memory& m, const float* places, int molecules, int intervals, int there) {
     int all = molecules * M * M;
-    for (int k = thread(); k < PAIRS; k += THREADS) {
-        int e = block() * PAIRS + k;
-        bool there = e < all;
-        m.places[k] = there ? make_float4(places[2 * all + e], places[3 * all + e], places[4 * all + e], places[e]) : ZERO;
-        m.interval[k] = there && places[all + e] > 0.f ? (short)places[5 * all + e] : -1;
+#pragma unroll 4
+    for (int k = thread(); k < 16 * UNITS; k += THREADS) {
+        int row = k / (16 * TURNS) * 16 + k % 16, r = k / 16 % TURNS + 1, i = row % M, j = i + r < M ? i + r : i + r - M;
+        bool is = row < there && r < M;
+        const float* x = places + (is ? block() * PAIRS + row * M + j : 0);
+        float t = x[0], counts = x[all], interval = x[5 * all];
+        m.places[k] = make_float4(x[2 * all], x[3 * all], x[4 * all], t);
+        m.from[k] = (is && counts > 0.f ? (int)interval : intervals) * K;
     }
 }
 
@@ -96,38 +87,40 @@ __device__ __forceinline__ void keep_places(const Memory& m, const float* places
 
 // A lane's share: two functions of one of the 16 atoms; of ROUNDS of those, in two units
 struct Asker {
-    int place, k, tile, r;  // of the unit
-    Atom atoms[ROUNDS];
-    float4 c[2][ROUNDS][2];  // two powers of both functions each
+    int place, k, next[ROUNDS];  // where the cubics are that are asked for next
+    bool serves;
+    float4 c[2][ROUNDS][2];      // two powers of both functions each
     float t[2][ROUNDS];
-    __device__ __forceinline__ Asker() : place(warp() * BY_WARP + lane() / (K / 2)), k(lane() % (K / 2)), tile(0), r(0) { begin(); }
-    __device__ __forceinline__ bool serves(int i) const { return lane() < BY_WARP * (K / 2) && place + i * BY_WARP * WARPS < 16; }
-    __device__ __forceinline__ void begin() {
-#pragma unroll
-        for (int i = 0; i < ROUNDS; i++) atoms[i] = Atom(tile, min(place + i * BY_WARP * WARPS, 15));
+    __device__ __forceinline__ Asker(const Memory& m) {
+        k = lane() % (K / 2), serves = lane() < BY_WARP * (K / 2), place = warp() * BY_WARP + (serves ? lane() / (K / 2) : 0);
+        look(m, 0);
     }
-    // of the next unit, which is an even or odd one
-    __device__ __forceinline__ void ask(int odd, const Memory& m, const float4* basis) {
-        if (++r > TURNS) r = 1, tile++, begin();
+    __device__ __forceinline__ bool has(int i) const { return 16 % (BY_WARP * WARPS) == 0 || place + i * BY_WARP * WARPS < 16; }
+    __device__ __forceinline__ int pair(int unit, int i) const { return min(unit, UNITS - 1) * 16 + (has(i) ? place + i * BY_WARP * WARPS : 0); }
+    __device__ __forceinline__ void look(const Memory& m, int unit) {
+#pragma unroll
+        for (int i = 0; i < ROUNDS; i++) next[i] = m.from[pair(unit, i)];
+    }
+    __device__ __forceinline__ void ask(int odd, const Memory& m, int unit, const float4* basis) {
 #pragma unroll
         for (int i = 0; i < ROUNDS; i++) {
-            atoms[i].go_on();
-            int interval = tile < TILES && r < M && atoms[i].there && serves(i) ? m.interval[atoms[i].pair()] : -1;
-            c[odd][i][0] = c[odd][i][1] = ZERO, t[odd][i] = 0.f;
-            if (interval < 0) continue;
-            const float4* from = basis + interval * K + k;
-            c[odd][i][0] = from[0], c[odd][i][1] = from[K / 2], t[odd][i] = m.places[atoms[i].pair()].w;
+            const float4* from = basis + next[i] + k;
+            c[odd][i][0] = early(from), c[odd][i][1] = early(from + K / 2), t[odd][i] = m.places[pair(unit, i)].w;
         }
+        look(m, unit + 1);
     }
     __device__ __forceinline__ void answer(int odd, const Memory& m, int unit, float slope) const {
 #pragma unroll
         for (int i = 0; i < ROUNDS; i++) {
-            if (!serves(i)) continue;
-            uint32* to = m.at(unit) + (place + i * BY_WARP * WARPS) * STRIDE + k;
+            uint32 *to = m.at(unit) + (place + i * BY_WARP * WARPS) * STRIDE + k, high, low, high_slope, low_slope;
             const float4 &x = c[odd][i][0], &y = c[odd][i][1];
             float4 p = make_float4(x.x, x.z, y.x, y.z), q = make_float4(x.y, x.w, y.y, y.w);
-            split(cubic(p, t[odd][i]), cubic(q, t[odd][i]), to[0], to[PART]);
-            if (TRANSPOSE) split(slope * cubic_slope(p, t[odd][i]), slope * cubic_slope(q, t[odd][i]), to[2 * PART], to[3 * PART]);
+            split(cubic(p, t[odd][i]), cubic(q, t[odd][i]), high, low);
+            if (TRANSPOSE) split(slope * cubic_slope(p, t[odd][i]), slope * cubic_slope(q, t[odd][i]), high_slope, low_slope);
+            if (serves && has(i)) {
+                to[0] = high, to[PART] = low;
+                if (TRANSPOSE) to[2 * PART] = high_slope, to[3 * PART] = low_slope;
+            }
         }
     }
 };
@@ -180,21 +173,25 @@ struct Filter {
     }
 };
 
-// what lanes do with the units of a tile
+// what lanes do with the units of a tile, of which each has two atoms
 struct Tile {
-    int there;  // atoms of the block
-    Atom atoms[2];
-    __device__ __forceinline__ Tile(int tile, int count) : there(count), atoms{Atom(tile, lane() >> 2), Atom(tile, (lane() >> 2) + 8)} {}
-    __device__ __forceinline__ void go_on() { EACH_ATOM atoms[h].go_on(); }
-    __device__ __forceinline__ int channel() const { return 16 * warp() + 4 * (lane() & 3); }
-    __device__ __forceinline__ float4 heard(const Memory& m, int row, int h) const {
-        return *(const float4*)(m.rows + (row * ALL + atoms[h].partner) * WIDTH + channel());
+    int row[2], there;                    // of the block; its atoms
+    const float *partner[2], *end[2];     // what the atom that comes r after sends, of this lane's channels; of the next molecule
+    __device__ __forceinline__ Tile(const Memory& m, int tile, int count) : there(count) {
+        EACH_ATOM {
+            row[h] = 16 * tile + 8 * h + (lane() >> 2);
+            int here = min(row[h], ALL - 1);
+            partner[h] = m.rows + here * WIDTH + channel(), end[h] = partner[h] + (M - here % M) * WIDTH;
+        }
     }
+    __device__ __forceinline__ void go_on() { EACH_ATOM partner[h] = partner[h] + WIDTH == end[h] ? end[h] - M * WIDTH : partner[h] + WIDTH; }
+    __device__ __forceinline__ int channel() const { return 16 * warp() + 4 * (lane() & 3); }
+    __device__ __forceinline__ float4 heard(int h, int which) const { return *(const float4*)(partner[h] + which * ALL * WIDTH); }
     __device__ __forceinline__ float4 load(int h, const float* x, int width, int offset) const {
-        return atoms[h].row < there ? *(const float4*)(x + (block() * ALL + atoms[h].row) * width + offset + channel()) : ZERO;
+        return row[h] < there ? *(const float4*)(x + (block() * ALL + row[h]) * width + offset + channel()) : ZERO;
     }
     __device__ __forceinline__ void store(int h, float* x, int width, int offset, float4 value) const {
-        if (atoms[h].there && atoms[h].row < there) *(float4*)(x + (block() * ALL + atoms[h].row) * width + offset + channel()) = value;
+        if (row[h] < there) *(float4*)(x + (block() * ALL + row[h]) * width + offset + channel()) = value;
     }
 };
 
@@ -211,15 +208,13 @@ __device__ __forceinline__ void keep_sums(float* sums, const float (&x)[2][4]) {
 
 // a unit's gradients by pairs, when all warps have theirs; two warps by turns
 __device__ __forceinline__ void join(const Memory& m, int unit, float of_u, float of_d) {
-    int r = unit % TURNS + 1, which = (warp() + 2 * unit) % WARPS, k = 32 * which + lane();
-    if (unit < 0 || r == M || which > 1) return;
+    int which = (warp() + 2 * unit) % WARPS, k = 32 * which + lane();
+    if (unit < 0 || which > 1) return;
     const float* from = m.sums + unit % BUFFERS * SUMS + k;
     float total = 0.f;
 #pragma unroll
     for (int w = 0; w < WARPS; w++) total += from[64 * w];
-    Atom atom(unit / TURNS, k / 4);
-    atom.partner = atom.row + r < atom.end ? atom.row + r : atom.row + r - M;
-    if (atom.there) ((float*)(m.places + atom.pair()))[k % 4] = total * (k % 4 == 3 ? of_d : of_u);
+    ((float*)(m.places + 16 * unit))[k] = total * (k % 4 == 3 ? of_d : of_u);
 }
 #endif
 
@@ -228,19 +223,19 @@ __device__ __forceinline__ void join(const Memory& m, int unit, float of_u, floa
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 pack_transpose(const float* __restrict__ places, const float4* __restrict__ basis, const uint4* __restrict__ matrices,
                const float* __restrict__ scales, const float* __restrict__ p, const float* __restrict__ q,
-               const float* __restrict__ a, const float* __restrict__ b, const float* __restrict__ y, int molecules,
+               const float* __restrict__ a, const float* __restrict__ b, const float* __restrict__ y, int molecules, int intervals,
                float* __restrict__ a_bar, float* __restrict__ b_bar, float* __restrict__ y_bar, float* __restrict__ bars) {
 #else
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 pack_message(const float* __restrict__ places, const float4* __restrict__ basis, const uint4* __restrict__ matrices,
              const float* __restrict__ scales, const float* __restrict__ a, const float* __restrict__ b,
-             const float* __restrict__ y, int molecules, float* __restrict__ ds, float* __restrict__ dv) {
+             const float* __restrict__ y, int molecules, int intervals, float* __restrict__ ds, float* __restrict__ dv) {
 #endif
     SHARED(char, memory);
     Memory m(memory);
     if (thread() < BUFFERS) barrier_init(m.answered + thread(), WARPS);
     int there = min(ALL, (molecules - block() * PACK) * M);
-    keep_places(m, places, molecules);
+    keep_places(m, places, molecules, intervals, there);
     for (int part = 0; part < 2; part++) {  // what the first tile needs, the rest
         int begin = part ? FIRST : 0, end = part ? there : min(FIRST, there);
 #if TRANSPOSE
@@ -256,9 +251,10 @@ pack_message(const float* __restrict__ places, const float4* __restrict__ basis,
     float factor = scales[0], slope = scales[1], inverse = scales[2];
     wait_for_copies<1>();
     sync();
-    Asker asker;
-    for (int k = 0; k < 2; k++) asker.ask(k, m, basis);
-    for (int k = 0; k < 2; k++) asker.answer(k, m, k, slope), barrier_arrive(m.answered + k), asker.ask(k, m, basis);
+    stay(basis);
+    Asker asker(m);
+    for (int k = 0; k < 2; k++) asker.ask(k, m, k, basis);
+    for (int k = 0; k < 2; k++) asker.answer(k, m, k, slope), barrier_arrive(m.answered + k), asker.ask(k, m, k + 2, basis);
     barrier_wait(m.answered, 0);
     Operand values;
     values.load(m.at(0));
@@ -271,7 +267,7 @@ pack_message(const float* __restrict__ places, const float4* __restrict__ basis,
 #endif
     for (int tile = 0; tile < TILES; tile++) {
         if (tile == 1) wait_for_copies<0>(), sync();
-        Tile own(tile, there);
+        Tile own(m, tile, there);
         float4 sums[TRANSPOSE ? SENT : 4][2] = {};
 #if TRANSPOSE
         float4 sent[SENT][2];
@@ -288,21 +284,22 @@ pack_message(const float* __restrict__ places, const float4* __restrict__ basis,
                 int unit = tile * TURNS + begin + odd;
                 bool counts = M % 2 || begin + odd + 1 < M;
                 if (unit + 2 < UNITS) asker.answer(odd, m, unit + 2, slope), barrier_arrive(m.answered + (unit + 2) % BUFFERS);
-                asker.ask(odd, m, basis);
+                asker.ask(odd, m, unit + 4, basis);
                 own.go_on();
+                const float4* here = m.places + 16 * unit + (lane() >> 2);
 #if TRANSPOSE
                 float found[2][4];
                 float4 d[2];
                 Filter wb(values, weights.c[1]), sb(slopes, weights.c[1]);
                 if (counts) EACH_ATOM {
-                    float4 p_j = own.heard(m, 0, h);
+                    float4 p_j = own.heard(h, 0);
                     sums[0][h] = sums[0][h] + w.of[h] * p_j, d[h] = sent[0][h] * p_j * s.of[h];
                 }
                 if (HAS_Y) w = Filter(values, weights.c[FILTERS - 1]), s = Filter(slopes, weights.c[FILTERS - 1]);
                 if (counts) EACH_ATOM {
-                    float4 u = m.places[own.atoms[h].pair()], along = ZERO, bw = HAS_B ? sent[B][h] * wb.of[h] : wb.of[h];
+                    float4 u = here[8 * h], along = ZERO, bw = HAS_B ? sent[B][h] * wb.of[h] : wb.of[h];
                     EACH_AXIS {
-                        float4 q_j = own.heard(m, 1 + x, h);
+                        float4 q_j = own.heard(h, 1 + x);
                         along = along + axis_of(u, x) * q_j, found[h][x] = dot(bw, q_j);
                     }
                     if (HAS_B) sums[B][h] = sums[B][h] - wb.of[h] * along;
@@ -314,7 +311,7 @@ pack_message(const float* __restrict__ places, const float4* __restrict__ basis,
                 if (HAS_Y && counts) EACH_ATOM {
                     float4 ways = ZERO;
                     EACH_AXIS {
-                        float4 q_j = own.heard(m, 1 + x, h);
+                        float4 q_j = own.heard(h, 1 + x);
                         ways = ways + sent[Y + x][h] * q_j, sums[Y + x][h] = sums[Y + x][h] + w.of[h] * q_j;
                     }
                     d[h] = d[h] + ways * s.of[h];
@@ -330,11 +327,11 @@ pack_message(const float* __restrict__ places, const float4* __restrict__ basis,
                 values.load(m.at(unit + 1));
                 Filter next_a(values, weights.c[0]), next_b(values, weights.c[1]), next_c(values, weights.c[FILTERS - 1]);
                 if (counts) EACH_ATOM {
-                    float4 u = m.places[own.atoms[h].pair()], from = HAS_B ? wb.of[h] * own.heard(m, B, h) : wb.of[h];
-                    sums[0][h] = sums[0][h] + wa.of[h] * own.heard(m, 0, h);
+                    float4 u = here[8 * h], from = HAS_B ? wb.of[h] * own.heard(h, B) : wb.of[h];
+                    sums[0][h] = sums[0][h] + wa.of[h] * own.heard(h, 0);
                     EACH_AXIS {
                         sums[1 + x][h] = sums[1 + x][h] + axis_of(u, x) * from;
-                        if (HAS_Y) sums[1 + x][h] = sums[1 + x][h] + wc.of[h] * own.heard(m, Y + x, h);
+                        if (HAS_Y) sums[1 + x][h] = sums[1 + x][h] + wc.of[h] * own.heard(h, Y + x);
                     }
                 }
                 wa = next_a, wb = next_b, wc = next_c;
@@ -357,8 +354,8 @@ pack_message(const float* __restrict__ places, const float4* __restrict__ basis,
     sync();
     int all = molecules * M * M;
     for (int k = thread(); k < there * M; k += THREADS) {
-        int i = k / M, j = k % M, e = block() * PAIRS + k;
-        float4 mine = m.places[k], its = m.places[(i / M * M + j) * M + i % M];
+        int row = k / M, i = row % M, j = k % M, r = i < j ? j - i : j - i + M, e = block() * PAIRS + k;
+        float4 mine = m.places[pair_of(row, r % M ? r : 1)], its = m.places[pair_of(row - i + j, r % M ? M - r : 1)];
         bars[e] = its.w + mine.w, bars[all + e] = its.x - mine.x, bars[2 * all + e] = its.y - mine.y, bars[3 * all + e] = its.z - mine.z;
     }
 #endif

@@ -37,11 +37,12 @@ def _filters(table: Float[np.ndarray, "T 4 C"]) -> dict[str, Any] | None:
     if few is None:
         return None
     basis, weights = few
-    pairs = basis.reshape(len(basis), 2, 2, -1, 2)  # two powers, two functions side by side
+    # of an interval two powers of two functions side by side; after the last one zeros
+    pairs = basis.reshape(len(basis), 2, 2, -1, 2).transpose(0, 1, 3, 2, 4).reshape(len(basis), 2, -1, 4)
     matrix, factor = halves(np.pad(weights, ((0, -len(weights) % 16), (0, 0))))
     slope = power_of_two(float(np.max(np.abs(basis[:, 1]))), 64.0)
     return {
-        "basis": np.ascontiguousarray(pairs.transpose(0, 1, 3, 2, 4), np.float32).reshape(len(basis), 2, -1, 4),
+        "basis": np.pad(pairs, ((0, 1), (0, 0), (0, 0), (0, 0))).astype(np.float32),
         "matrices": matrix,
         "scales": np.asarray([factor, slope, 1 / slope], np.float32),
     }
@@ -62,7 +63,7 @@ def message(
     n, f = sources.a.shape
     kernel, molecules, blocks = _kernel("pack_message", sources, filters, geometry)
     arrays = (geometry.places, *(filters[name] for name in engine.FILTERS), *engine.with_stand_ins(sources))
-    ds, dv = launch.call(kernel, arrays, (molecules,), ((n, f), (n, 3 * f)), blocks)
+    ds, dv = launch.call(kernel, arrays, (molecules, len(filters["basis"]) - 1), ((n, f), (n, 3 * f)), blocks)
     return ds, dv
 
 
@@ -78,7 +79,7 @@ def message_transpose(
     kernel, molecules, blocks = _kernel("pack_transpose", sources, filters, geometry)
     arrays = (geometry.places, *(filters[name] for name in engine.FILTERS), *cotangents)
     shapes = (n, f), (n * has_b, f), (n * has_y, 3 * f), (4, geometry.places.shape[1])
-    made = launch.call(kernel, (*arrays, *engine.with_stand_ins(sources)), (molecules,), shapes, blocks)
+    made = launch.call(kernel, (*arrays, *engine.with_stand_ins(sources)), (molecules, len(filters["basis"]) - 1), shapes, blocks)
     a, b, y, bars = made
     return Sources(a, b if has_b else None, y if has_y else None), bars
 
@@ -102,8 +103,9 @@ def _time(launched: Launched, size: int) -> int:
 def _of_pack(name: str, pack: int, f: int, size: int, functions: int, has_b: bool, has_y: bool) -> launch.Kernel:
     back, atoms = name == "pack_transpose", pack * size
     rows, stride = 4 if back else 1 + has_b + 3 * has_y, 20 if functions > 24 else 12
-    shared = 4 * rows * atoms * (f + 16) + 16 * atoms * size + 4 * 8
-    shared += 4 * (1 + back) * 2 * TILE * stride * 4 + back * 4 * 4 * TILE * 4 * (f // 16) + 2 * atoms * size
+    units = -(-atoms // TILE) * (size // 2 * 2)
+    shared = 4 * rows * atoms * (f + 16) + units * TILE * (16 + 4) + 4 * 8
+    shared += 4 * (1 + back) * 2 * TILE * stride * 4 + back * 4 * 4 * TILE * 4 * (f // 16)
     defines = (
         *(("F", f), ("M", size), ("PACK", pack), ("K", functions)),
         *(("HAS_B", int(has_b)), ("HAS_Y", int(has_y)), ("TRANSPOSE", int(back))),
