@@ -8,14 +8,17 @@
 // stay in registers, as a lane has the same two atoms in all units of a tile. Warps evaluate B for units to come.
 // Defined from outside: F, M, PACK, K, HAS_B and HAS_Y (jaxff.kernels.message.Sources), TRANSPOSE (which kernel).
 // scales: the factor of W that undoes those of B and C; of slopes, one more and its inverse.
-#define WARPS (F / 16)
-#define THREADS (32 * WARPS)
+#define WARPS (F / 16)  // of a group
+#define GROUPS (TRANSPOSE ? 1 : 2)  // which take tiles by turns; one, where a lane needs more registers than half of them
+#define THREADS (32 * WARPS * GROUPS)
 #define ALL (PACK * M)  // atoms
-#define FIRST (15 / M + 1 < PACK ? (15 / M + 1) * M : ALL)  // those that the first 16 meet, and they
+#define FIRST (min((16 * GROUPS - 1) / M + 1, PACK) * M)  // those that are in the groups' first tiles, or meet them
 #define PAIRS (ALL * M)
 #define TILES ((ALL + 15) / 16)
 #define TURNS (M / 2 * 2)                  // units of a tile, of which the last is empty where M is even
-#define UNITS (TILES * TURNS)
+#define TILES_OF_GROUP ((TILES + GROUPS - 1) / GROUPS)
+#define UNITS (TILES_OF_GROUP * TURNS)      // of a group, some empty
+#define AHEAD (TRANSPOSE ? 2 : 1)          // units that B is made before
 #define WIDTH (F + 16)                     // of an atom's row in shared memory: the two that lanes read at once share no bank
 #define FILTERS (2 + HAS_Y)                // Wa, Wb, Wc
 #define SENT (1 + HAS_B + 3 * HAS_Y)       // rows that an atom sends: a, b, y
@@ -43,14 +46,18 @@ __device__ __forceinline__ float axis_of(float4 u, int x) { return x == 0 ? u.x 
 
 struct Memory {
     float* rows;       // [ROWS, ALL, WIDTH]
-    float4* places;    // of pairs [UNITS, 16]: direction, and place in the interval; in the end gradients [U, D]
+    float4* places;    // of pairs [UNITS, 16] of the groups: direction, and place in the interval; in the end gradients [U, D]
     int* from;         // their intervals' cubics in `basis`
     uint64* answered;  // a barrier for each buffer
     uint32* b;         // of BUFFERS units: values [high, low], and likewise slopes
     float* sums;       // of BUFFERS units: [U, D] of each warp [16, 4]
     __device__ __forceinline__ Memory(char* memory) {
-        rows = (float*)memory, places = (float4*)(rows + ROWS * ALL * WIDTH), from = (int*)(places + 16 * UNITS);
-        answered = (uint64*)(from + 16 * UNITS), b = (uint32*)(answered + BUFFERS), sums = (float*)(b + BUFFERS * BUFFER);
+        rows = (float*)memory, places = (float4*)(rows + ROWS * ALL * WIDTH), from = (int*)(places + 16 * UNITS * GROUPS);
+        answered = (uint64*)(from + 16 * UNITS * GROUPS), b = (uint32*)(answered + BUFFERS * GROUPS);
+        sums = (float*)(b + BUFFERS * BUFFER * GROUPS);
+    }
+    __device__ __forceinline__ void of_group(int group) {
+        places += 16 * UNITS * group, from += 16 * UNITS * group, answered += BUFFERS * group, b += BUFFERS * BUFFER * group;
     }
     __device__ __forceinline__ uint32* at(int unit) const { return b + unit % BUFFERS * BUFFER; }
 };
@@ -73,8 +80,8 @@ __device__ __forceinline__ void copy_rows(const Memory& m, int row, const float*
 __device__ __forceinline__ void keep_places(const Memory& m, const float* places, int molecules, int intervals, int there) {
     int all = molecules * M * M;
 #pragma unroll 4
-    for (int k = thread(); k < 16 * UNITS; k += THREADS) {
-        int row = k / (16 * TURNS) * 16 + k % 16, r = k / 16 % TURNS + 1, i = row % M, j = i + r < M ? i + r : i + r - M;
+    for (int k = thread(); k < 16 * UNITS * GROUPS; k += THREADS) {
+        int tile = k / (16 * TURNS), row = 16 * (tile % TILES_OF_GROUP * GROUPS + tile / TILES_OF_GROUP) + k % 16, r = k / 16 % TURNS + 1, i = row % M, j = i + r < M ? i + r : i + r - M;
         bool is = row < there && r < M;
         const float* x = places + (is ? block() * PAIRS + row * M + j : 0);
         float t = x[0], counts = x[all], interval = x[5 * all];
@@ -83,16 +90,18 @@ __device__ __forceinline__ void keep_places(const Memory& m, const float* places
     }
 }
 
+__device__ __forceinline__ int part() { return warp() % WARPS; }  // this warp's channels
+
 // --- B of a unit: coefficients are asked for by `ask`, values (and slopes) written by `answer` ---
 
-// A lane's share: two functions of one of the 16 atoms; of ROUNDS of those, in two units
+// A lane's share: two functions of one of the 16 atoms; of ROUNDS of those, in AHEAD units
 struct Asker {
     int place, k, next[ROUNDS];  // where the cubics are that are asked for next
     bool serves;
-    float4 c[2][ROUNDS][2];      // two powers of both functions each
-    float t[2][ROUNDS];
+    float4 c[AHEAD][ROUNDS][2];  // two powers of both functions each
+    float t[AHEAD][ROUNDS];
     __device__ __forceinline__ Asker(const Memory& m) {
-        k = lane() % (K / 2), serves = lane() < BY_WARP * (K / 2), place = warp() * BY_WARP + (serves ? lane() / (K / 2) : 0);
+        k = lane() % (K / 2), serves = lane() < BY_WARP * (K / 2), place = part() * BY_WARP + (serves ? lane() / (K / 2) : 0);
         look(m, 0);
     }
     __device__ __forceinline__ bool has(int i) const { return 16 % (BY_WARP * WARPS) == 0 || place + i * BY_WARP * WARPS < 16; }
@@ -133,7 +142,7 @@ struct Weights {  // C of this warp's channels
 #pragma unroll
         for (int f = 0; f < FILTERS; f++)
 #pragma unroll
-            for (int k = 0; k < 2 * STEPS; k++) c[f][k / 2][k % 2] = matrices[((f * WARPS + warp()) * 2 * STEPS + k) * 32 + lane()];
+            for (int k = 0; k < 2 * STEPS; k++) c[f][k / 2][k % 2] = matrices[((f * WARPS + part()) * 2 * STEPS + k) * 32 + lane()];
     }
 };
 
@@ -185,7 +194,7 @@ struct Tile {
         }
     }
     __device__ __forceinline__ void go_on() { EACH_ATOM partner[h] = partner[h] + WIDTH == end[h] ? end[h] - M * WIDTH : partner[h] + WIDTH; }
-    __device__ __forceinline__ int channel() const { return 16 * warp() + 4 * (lane() & 3); }
+    __device__ __forceinline__ int channel() const { return 16 * part() + 4 * (lane() & 3); }
     __device__ __forceinline__ float4 heard(int h, int which) const { return *(const float4*)(partner[h] + which * ALL * WIDTH); }
     __device__ __forceinline__ float4 load(int h, const float* x, int width, int offset) const {
         return row[h] < there ? *(const float4*)(x + (block() * ALL + row[h]) * width + offset + channel()) : ZERO;
@@ -203,12 +212,12 @@ __device__ __forceinline__ void keep_sums(float* sums, const float (&x)[2][4]) {
 #pragma unroll
     for (int k = 0; k < 4; k++) y[k] = (second ? x[1][k] : x[0][k]) + from_lane(second ? x[0][k] : x[1][k], 2);
     float2 z = make_float2((last ? y[2] : y[0]) + from_lane(last ? y[0] : y[2], 1), (last ? y[3] : y[1]) + from_lane(last ? y[1] : y[3], 1));
-    *(float2*)(sums + 64 * warp() + 4 * ((lane() >> 2) + 8 * second) + 2 * last) = z;
+    *(float2*)(sums + 64 * part() + 4 * ((lane() >> 2) + 8 * second) + 2 * last) = z;
 }
 
 // a unit's gradients by pairs, when all warps have theirs; two warps by turns
 __device__ __forceinline__ void join(const Memory& m, int unit, float of_u, float of_d) {
-    int which = (warp() + 2 * unit) % WARPS, k = 32 * which + lane();
+    int which = (part() + 2 * unit) % WARPS, k = 32 * which + lane();
     if (unit < 0 || which > 1) return;
     const float* from = m.sums + unit % BUFFERS * SUMS + k;
     float total = 0.f;
@@ -233,7 +242,7 @@ pack_message(const float* __restrict__ places, const float4* __restrict__ basis,
 #endif
     SHARED(char, memory);
     Memory m(memory);
-    if (thread() < BUFFERS) barrier_init(m.answered + thread(), WARPS);
+    if (thread() < BUFFERS * GROUPS) barrier_init(m.answered + thread(), WARPS);
     int there = min(ALL, (molecules - block() * PACK) * M);
     keep_places(m, places, molecules, intervals, there);
     for (int part = 0; part < 2; part++) {  // what the first tile needs, the rest
@@ -251,22 +260,23 @@ pack_message(const float* __restrict__ places, const float4* __restrict__ basis,
     float factor = scales[0], slope = scales[1], inverse = scales[2];
     wait_for_copies<1>();
     sync();
+    m.of_group(warp() / WARPS);
     stay(basis);
     Asker asker(m);
+    Operand values;
+#if TRANSPOSE
     for (int k = 0; k < 2; k++) asker.ask(k, m, k, basis);
     for (int k = 0; k < 2; k++) asker.answer(k, m, k, slope), barrier_arrive(m.answered + k), asker.ask(k, m, k + 2, basis);
     barrier_wait(m.answered, 0);
-    Operand values;
-    values.load(m.at(0));
-#if TRANSPOSE
     Operand slopes;
-    slopes.load(m.at(0) + 2 * PART);
+    values.load(m.at(0)), slopes.load(m.at(0) + 2 * PART);
     Filter w(values, weights.c[0]), s(slopes, weights.c[0]);
 #else
-    Filter wa(values, weights.c[0]), wb(values, weights.c[1]), wc(values, weights.c[FILTERS - 1]);
+    asker.ask(0, m, 0, basis), asker.answer(0, m, 0, slope), barrier_arrive(m.answered), asker.ask(0, m, 1, basis);
 #endif
-    for (int tile = 0; tile < TILES; tile++) {
-        if (tile == 1) wait_for_copies<0>(), sync();
+    for (int turn = 0; turn < TILES_OF_GROUP; turn++) {
+        int tile = turn * GROUPS + warp() / WARPS;
+        if (turn == 1) wait_for_copies<0>(), sync();
         Tile own(m, tile, there);
         float4 sums[TRANSPOSE ? SENT : 4][2] = {};
 #if TRANSPOSE
@@ -276,18 +286,16 @@ pack_message(const float* __restrict__ places, const float4* __restrict__ basis,
             if (HAS_B) sent[B][h] = own.load(h, b, F, 0);
             if (HAS_Y) EACH_AXIS sent[Y + x][h] = own.load(h, y, 3 * F, x * F);
         }
-#endif
 #pragma unroll 1
         for (int begin = 0; begin < TURNS; begin += 2)
 #pragma unroll
             for (int odd = 0; odd < 2; odd++) {
-                int unit = tile * TURNS + begin + odd;
+                int unit = turn * TURNS + begin + odd;
                 bool counts = M % 2 || begin + odd + 1 < M;
                 if (unit + 2 < UNITS) asker.answer(odd, m, unit + 2, slope), barrier_arrive(m.answered + (unit + 2) % BUFFERS);
                 asker.ask(odd, m, unit + 4, basis);
                 own.go_on();
                 const float4* here = m.places + 16 * unit + (lane() >> 2);
-#if TRANSPOSE
                 float found[2][4];
                 float4 d[2];
                 Filter wb(values, weights.c[1]), sb(slopes, weights.c[1]);
@@ -322,31 +330,38 @@ pack_message(const float* __restrict__ places, const float4* __restrict__ basis,
                 }
                 w = next, s = its;
                 join(m, unit - 2, factor, factor * inverse);
-#else
-                if (unit + 1 < UNITS) barrier_wait(m.answered + (unit + 1) % BUFFERS, (unit + 1) / BUFFERS % 2);
-                values.load(m.at(unit + 1));
-                Filter next_a(values, weights.c[0]), next_b(values, weights.c[1]), next_c(values, weights.c[FILTERS - 1]);
-                if (counts) EACH_ATOM {
-                    float4 u = here[8 * h], from = HAS_B ? wb.of[h] * own.heard(h, B) : wb.of[h];
-                    sums[0][h] = sums[0][h] + wa.of[h] * own.heard(h, 0);
-                    EACH_AXIS {
-                        sums[1 + x][h] = sums[1 + x][h] + axis_of(u, x) * from;
-                        if (HAS_Y) sums[1 + x][h] = sums[1 + x][h] + wc.of[h] * own.heard(h, Y + x);
-                    }
-                }
-                wa = next_a, wb = next_b, wc = next_c;
-#endif
             }
         EACH_ATOM {
-#if TRANSPOSE
             own.store(h, a_bar, F, 0, factor * sums[0][h]);
             if (HAS_B) own.store(h, b_bar, F, 0, factor * sums[B][h]);
             if (HAS_Y) EACH_AXIS own.store(h, y_bar, 3 * F, x * F, factor * sums[Y + x][h]);
+        }
 #else
+#pragma unroll 1
+        for (int begin = 0; begin < TURNS; begin++) {
+            int unit = turn * TURNS + begin;
+            if (unit + 1 < UNITS) asker.answer(0, m, unit + 1, slope), barrier_arrive(m.answered + (unit + 1) % BUFFERS);
+            asker.ask(0, m, unit + 2, basis);
+            own.go_on();
+            barrier_wait(m.answered + unit % BUFFERS, unit / BUFFERS % 2);
+            values.load(m.at(unit));
+            const float4* here = m.places + 16 * unit + (lane() >> 2);
+            Filter wa(values, weights.c[0]);
+            EACH_ATOM sums[0][h] = sums[0][h] + wa.of[h] * own.heard(h, 0);
+            Filter wb(values, weights.c[1]);
+            EACH_ATOM {
+                float4 u = here[8 * h], from = HAS_B ? wb.of[h] * own.heard(h, B) : wb.of[h];
+                EACH_AXIS sums[1 + x][h] = sums[1 + x][h] + axis_of(u, x) * from;
+            }
+            if (!HAS_Y) continue;
+            Filter wc(values, weights.c[FILTERS - 1]);
+            EACH_ATOM EACH_AXIS sums[1 + x][h] = sums[1 + x][h] + wc.of[h] * own.heard(h, Y + x);
+        }
+        EACH_ATOM {
             own.store(h, ds, F, 0, factor * sums[0][h]);
             EACH_AXIS own.store(h, dv, 3 * F, x * F, factor * sums[1 + x][h]);
-#endif
         }
+#endif
     }
 #if TRANSPOSE
     sync();

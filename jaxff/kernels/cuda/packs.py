@@ -17,7 +17,8 @@ from jaxff.models.parameters import Params
 WIDTHS = (32, 64, 96, 128)  # of features: two warps or more, of 16 channels
 RANKS = (16, 24, 32)  # functions of the distance that make all filters
 ATOMS = 64  # of a block, at most
-TILE = 16  # atoms that it takes at once
+TILE = 16  # atoms that a group of its warps takes at once
+BUFFERS = 4
 
 
 def prepare(tree: Params, config: StudentConfig | PainnConfig) -> list[dict[str, Any]] | None:
@@ -103,11 +104,12 @@ def _time(launched: Launched, size: int) -> int:
 def _of_pack(name: str, pack: int, f: int, size: int, functions: int, has_b: bool, has_y: bool) -> launch.Kernel:
     back, atoms = name == "pack_transpose", pack * size
     rows, stride = 4 if back else 1 + has_b + 3 * has_y, 20 if functions > 24 else 12
-    units = -(-atoms // TILE) * (size // 2 * 2)
-    shared = 4 * rows * atoms * (f + 16) + units * TILE * (16 + 4) + 4 * 8
-    shared += 4 * (1 + back) * 2 * TILE * stride * 4 + back * 4 * 4 * TILE * 4 * (f // 16)
+    groups = 1 if back else 2
+    units = groups * -(-atoms // TILE // groups) * (size // 2 * 2)
+    shared = 4 * rows * atoms * (f + 16) + units * TILE * (16 + 4) + BUFFERS * groups * 8
+    shared += 4 * BUFFERS * (groups * (1 + back) * 2 * TILE * stride + back * TILE * 4 * (f // 16))
     defines = (
         *(("F", f), ("M", size), ("PACK", pack), ("K", functions)),
         *(("HAS_B", int(has_b)), ("HAS_Y", int(has_y)), ("TRANSPOSE", int(back))),
     )
-    return launch.Kernel(name, launch.read("device.cu", "packs.cu"), defines, 2 * f, shared)
+    return launch.Kernel(name, launch.read("device.cu", "packs.cu"), defines, 2 * f * groups, shared)
