@@ -4,14 +4,13 @@
 // A filter of the distance is W_c(r) = sum_k B_k(r) C_kc with few functions B, which are tabulated as cubics. A block
 // serves PACK molecules, whose atoms lie in shared memory; it takes 16 of them at once, and of each the pair with the
 // atom that comes r after it in its molecule: a unit. A warp has 16 channels and holds C for them in registers. The
-// tensor cores make W of a unit from B and C, both as sums of two halves. Sums stay in registers, as a lane has the same
-// two atoms in all units of a tile. There are two groups of warps, which take tiles by turns, or all tiles and one Wa and
-// Wb, the other one Wc. Warps evaluate B for the next unit.
+// tensor cores make W of a unit from B and C, both as sums of two halves, while sums are made of the unit before; those
+// stay in registers, as a lane has the same two atoms in all units of a tile. Warps evaluate B for units to come.
 // Defined from outside: F, M, PACK, K, HAS_B and HAS_Y (jaxff.kernels.message.Sources), TRANSPOSE (which kernel).
 // scales: the factor of W that undoes those of B and C; of slopes, one more and its inverse.
 #define WARPS (F / 16)  // of a group
-#define THREADS (64 * WARPS)
-#define GROUPS (TRANSPOSE ? 1 : 2)  // that take tiles by turns
+#define GROUPS (TRANSPOSE ? 1 : 2)  // which take tiles by turns; one, where a lane needs more registers than half of them
+#define THREADS (32 * WARPS * GROUPS)
 #define ALL (PACK * M)  // atoms
 #define FIRST (min((16 * GROUPS - 1) / M + 1, PACK) * M)  // those that are in the groups' first tiles, or meet them
 #define PAIRS (ALL * M)
@@ -19,6 +18,7 @@
 #define TURNS (M / 2 * 2)                  // units of a tile, of which the last is empty where M is even
 #define TILES_OF_GROUP ((TILES + GROUPS - 1) / GROUPS)
 #define UNITS (TILES_OF_GROUP * TURNS)      // of a group, some empty
+#define AHEAD (TRANSPOSE ? 2 : 1)          // units that B is made before
 #define WIDTH (F + 16)                     // of an atom's row in shared memory: the two that lanes read at once share no bank
 #define FILTERS (2 + HAS_Y)                // Wa, Wb, Wc
 #define SENT (1 + HAS_B + 3 * HAS_Y)       // rows that an atom sends: a, b, y
@@ -27,7 +27,7 @@
 #define PART (16 * STRIDE)                 // words of B's values, or slopes, in one of their two halves
 #define BUFFER ((1 + TRANSPOSE) * 2 * PART)
 #define BUFFERS 4                          // of B: a warp may be a unit before the others
-#define SUMS (80 * WARPS)                  // U and D of 16 pairs by each warp of the first group, D by the others
+#define SUMS (64 * WARPS)                  // U and D of 16 pairs by each warp
 #define BY_WARP 2                          // atoms that a warp evaluates B for at once
 #define ROUNDS ((16 + BY_WARP * WARPS - 1) / (BY_WARP * WARPS))
 #define ROWS (TRANSPOSE ? 4 : SENT)        // of an atom in shared memory: what it hears
@@ -50,7 +50,7 @@ struct Memory {
     int* from;         // their intervals' cubics in `basis`
     uint64* answered;  // a barrier for each buffer
     uint32* b;         // of BUFFERS units: values [high, low], and likewise slopes
-    float* sums;       // of BUFFERS units: [U, D] of each warp of the first group [16, 4], D of the others [16]
+    float* sums;       // of BUFFERS units: [U, D] of each warp [16, 4]
     __device__ __forceinline__ Memory(char* memory) {
         rows = (float*)memory, places = (float4*)(rows + ROWS * ALL * WIDTH), from = (int*)(places + 16 * UNITS * GROUPS);
         answered = (uint64*)(from + 16 * UNITS * GROUPS), b = (uint32*)(answered + BUFFERS * GROUPS);
@@ -94,12 +94,12 @@ __device__ __forceinline__ int part() { return warp() % WARPS; }  // this warp's
 
 // --- B of a unit: coefficients are asked for by `ask`, values (and slopes) written by `answer` ---
 
-// A lane's share: two functions of one of the 16 atoms; of ROUNDS of those
+// A lane's share: two functions of one of the 16 atoms; of ROUNDS of those, in AHEAD units
 struct Asker {
     int place, k, next[ROUNDS];  // where the cubics are that are asked for next
     bool serves;
-    float4 c[ROUNDS][2];         // two powers of both functions each
-    float t[ROUNDS];
+    float4 c[AHEAD][ROUNDS][2];  // two powers of both functions each
+    float t[AHEAD][ROUNDS];
     __device__ __forceinline__ Asker(const Memory& m) {
         k = lane() % (K / 2), serves = lane() < BY_WARP * (K / 2), place = part() * BY_WARP + (serves ? lane() / (K / 2) : 0);
         look(m, 0);
@@ -110,22 +110,22 @@ struct Asker {
 #pragma unroll
         for (int i = 0; i < ROUNDS; i++) next[i] = m.from[pair(unit, i)];
     }
-    __device__ __forceinline__ void ask(const Memory& m, int unit, const float4* basis) {
+    __device__ __forceinline__ void ask(int odd, const Memory& m, int unit, const float4* basis) {
 #pragma unroll
         for (int i = 0; i < ROUNDS; i++) {
             const float4* from = basis + next[i] + k;
-            c[i][0] = early(from), c[i][1] = early(from + K / 2), t[i] = m.places[pair(unit, i)].w;
+            c[odd][i][0] = early(from), c[odd][i][1] = early(from + K / 2), t[odd][i] = m.places[pair(unit, i)].w;
         }
         look(m, unit + 1);
     }
-    __device__ __forceinline__ void answer(const Memory& m, int unit, float slope) const {
+    __device__ __forceinline__ void answer(int odd, const Memory& m, int unit, float slope) const {
 #pragma unroll
         for (int i = 0; i < ROUNDS; i++) {
             uint32 *to = m.at(unit) + (place + i * BY_WARP * WARPS) * STRIDE + k, high, low, high_slope, low_slope;
-            const float4 &x = c[i][0], &y = c[i][1];
+            const float4 &x = c[odd][i][0], &y = c[odd][i][1];
             float4 p = make_float4(x.x, x.z, y.x, y.z), q = make_float4(x.y, x.w, y.y, y.w);
-            split(cubic(p, t[i]), cubic(q, t[i]), high, low);
-            if (TRANSPOSE) split(slope * cubic_slope(p, t[i]), slope * cubic_slope(q, t[i]), high_slope, low_slope);
+            split(cubic(p, t[odd][i]), cubic(q, t[odd][i]), high, low);
+            if (TRANSPOSE) split(slope * cubic_slope(p, t[odd][i]), slope * cubic_slope(q, t[odd][i]), high_slope, low_slope);
             if (serves && has(i)) {
                 to[0] = high, to[PART] = low;
                 if (TRANSPOSE) to[2 * PART] = high_slope, to[3 * PART] = low_slope;
@@ -136,14 +136,13 @@ struct Asker {
 
 // --- W of a unit ---
 
-template <int COUNT>
-struct Weights {  // C of this warp's channels, of some filters
-    uint4 c[COUNT][STEPS][2];
-    __device__ __forceinline__ Weights(const uint4* matrices, int first) {
+struct Weights {  // C of this warp's channels
+    uint4 c[FILTERS][STEPS][2];
+    __device__ __forceinline__ Weights(const uint4* matrices) {
 #pragma unroll
-        for (int i = 0, f = first; i < COUNT; i++, f++)
+        for (int f = 0; f < FILTERS; f++)
 #pragma unroll
-            for (int k = 0; k < 2 * STEPS; k++) c[i][k / 2][k % 2] = matrices[((f * WARPS + part()) * 2 * STEPS + k) * 32 + lane()];
+            for (int k = 0; k < 2 * STEPS; k++) c[f][k / 2][k % 2] = matrices[((f * WARPS + part()) * 2 * STEPS + k) * 32 + lane()];
     }
 };
 
@@ -216,25 +215,14 @@ __device__ __forceinline__ void keep_sums(float* sums, const float (&x)[2][4]) {
     *(float2*)(sums + 64 * part() + 4 * ((lane() >> 2) + 8 * second) + 2 * last) = z;
 }
 
-// likewise D alone
-__device__ __forceinline__ void keep_sums(float* sums, const float (&d)[2]) {
-    bool second = lane() & 2;
-    float y = (second ? d[1] : d[0]) + from_lane(second ? d[0] : d[1], 2);
-    y += from_lane(y, 1);
-    if (!(lane() & 1)) sums[64 * WARPS + 16 * part() + (lane() >> 2) + 8 * second] = y;
-}
-
 // a unit's gradients by pairs, when all warps have theirs; two warps by turns
 __device__ __forceinline__ void join(const Memory& m, int unit, float of_u, float of_d) {
     int which = (part() + 2 * unit) % WARPS, k = 32 * which + lane();
     if (unit < 0 || which > 1) return;
-    const float* from = m.sums + unit % BUFFERS * SUMS;
+    const float* from = m.sums + unit % BUFFERS * SUMS + k;
     float total = 0.f;
 #pragma unroll
-    for (int w = 0; w < WARPS; w++) total += from[64 * w + k];
-    if (HAS_Y && k % 4 == 3)
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) total += from[64 * WARPS + 16 * w + k / 4];
+    for (int w = 0; w < WARPS; w++) total += from[64 * w];
     ((float*)(m.places + 16 * unit))[k] = total * (k % 4 == 3 ? of_d : of_u);
 }
 #endif
@@ -254,7 +242,7 @@ pack_message(const float* __restrict__ places, const float4* __restrict__ basis,
 #endif
     SHARED(char, memory);
     Memory m(memory);
-    if (thread() < BUFFERS * GROUPS) barrier_init(m.answered + thread(), 2 * WARPS / GROUPS);
+    if (thread() < BUFFERS * GROUPS) barrier_init(m.answered + thread(), WARPS);
     int there = min(ALL, (molecules - block() * PACK) * M);
     keep_places(m, places, molecules, intervals, there);
     for (int part = 0; part < 2; part++) {  // what the first tile needs, the rest
@@ -268,108 +256,92 @@ pack_message(const float* __restrict__ places, const float4* __restrict__ basis,
 #endif
         end_copies();
     }
+    Weights weights(matrices);
     float factor = scales[0], slope = scales[1], inverse = scales[2];
     wait_for_copies<1>();
     sync();
-    bool second = warp() >= WARPS;
+    m.of_group(warp() / WARPS);
     stay(basis);
     Asker asker(m);
     Operand values;
 #if TRANSPOSE
+    for (int k = 0; k < 2; k++) asker.ask(k, m, k, basis);
+    for (int k = 0; k < 2; k++) asker.answer(k, m, k, slope), barrier_arrive(m.answered + k), asker.ask(k, m, k + 2, basis);
+    barrier_wait(m.answered, 0);
     Operand slopes;
-    if (second) asker.ask(m, 0, basis), asker.answer(m, 0, slope), asker.ask(m, 1, basis);
-    barrier_arrive(m.answered);
-    for (int tile = 0; tile < TILES; tile++) {
-        if (tile == 1) wait_for_copies<0>(), sync();
+    values.load(m.at(0)), slopes.load(m.at(0) + 2 * PART);
+    Filter w(values, weights.c[0]), s(slopes, weights.c[0]);
+#else
+    asker.ask(0, m, 0, basis), asker.answer(0, m, 0, slope), barrier_arrive(m.answered), asker.ask(0, m, 1, basis);
+#endif
+    for (int turn = 0; turn < TILES_OF_GROUP; turn++) {
+        int tile = turn * GROUPS + warp() / WARPS;
+        if (turn == 1) wait_for_copies<0>(), sync();
         Tile own(m, tile, there);
-        if (second) {  // with Wc
-            Weights<1> weights(matrices, FILTERS - 1);
-            float4 sent[3][2], sums[3][2] = {};
-            if (HAS_Y) EACH_ATOM EACH_AXIS sent[x][h] = own.load(h, y, 3 * F, x * F);
+        float4 sums[TRANSPOSE ? SENT : 4][2] = {};
+#if TRANSPOSE
+        float4 sent[SENT][2];
+        EACH_ATOM {
+            sent[0][h] = own.load(h, a, F, 0);
+            if (HAS_B) sent[B][h] = own.load(h, b, F, 0);
+            if (HAS_Y) EACH_AXIS sent[Y + x][h] = own.load(h, y, 3 * F, x * F);
+        }
 #pragma unroll 1
-            for (int begin = 0; begin < TURNS; begin++) {
-                int unit = tile * TURNS + begin;
-                if (unit + 1 < UNITS) asker.answer(m, unit + 1, slope), barrier_arrive(m.answered + (unit + 1) % BUFFERS);
-                asker.ask(m, unit + 2, basis);
+        for (int begin = 0; begin < TURNS; begin += 2)
+#pragma unroll
+            for (int odd = 0; odd < 2; odd++) {
+                int unit = turn * TURNS + begin + odd;
+                bool counts = M % 2 || begin + odd + 1 < M;
+                if (unit + 2 < UNITS) asker.answer(odd, m, unit + 2, slope), barrier_arrive(m.answered + (unit + 2) % BUFFERS);
+                asker.ask(odd, m, unit + 4, basis);
                 own.go_on();
-                barrier_wait(m.answered + unit % BUFFERS, unit / BUFFERS % 2);
-                join(m, unit - 2, factor, factor * inverse);
-                if (!HAS_Y) continue;
-                values.load(m.at(unit)), slopes.load(m.at(unit) + 2 * PART);
-                Filter w(values, weights.c[0]), s(slopes, weights.c[0]);
-                float d[2];
-                EACH_ATOM {
-                    float4 ways = ZERO;
-                    EACH_AXIS {
-                        float4 q_j = own.heard(h, 1 + x);
-                        ways = ways + sent[x][h] * q_j, sums[x][h] = sums[x][h] + w.of[h] * q_j;
-                    }
-                    d[h] = dot(ways, s.of[h]);
-                }
-                keep_sums(m.sums + unit % BUFFERS * SUMS, d);
-            }
-            if (HAS_Y) EACH_ATOM EACH_AXIS own.store(h, y_bar, 3 * F, x * F, factor * sums[x][h]);
-        } else {  // with Wa and Wb
-            Weights<2> weights(matrices, 0);
-            float4 sent[2][2], sums[2][2] = {};
-            EACH_ATOM {
-                sent[0][h] = own.load(h, a, F, 0);
-                if (HAS_B) sent[1][h] = own.load(h, b, F, 0);
-            }
-#pragma unroll 1
-            for (int begin = 0; begin < TURNS; begin++) {
-                int unit = tile * TURNS + begin;
-                if (unit + 1 < UNITS) barrier_arrive(m.answered + (unit + 1) % BUFFERS);
-                own.go_on();
-                barrier_wait(m.answered + unit % BUFFERS, unit / BUFFERS % 2);
                 const float4* here = m.places + 16 * unit + (lane() >> 2);
                 float found[2][4];
-                values.load(m.at(unit)), slopes.load(m.at(unit) + 2 * PART);
-                Filter wa(values, weights.c[0]), sa(slopes, weights.c[0]);
-                EACH_ATOM {
-                    float4 p_j = own.heard(h, 0);
-                    sums[0][h] = sums[0][h] + wa.of[h] * p_j, found[h][3] = dot(sent[0][h] * p_j, sa.of[h]);
-                }
+                float4 d[2];
                 Filter wb(values, weights.c[1]), sb(slopes, weights.c[1]);
-                EACH_ATOM {
-                    float4 u = here[8 * h], along = ZERO, bw = HAS_B ? sent[1][h] * wb.of[h] : wb.of[h];
+                if (counts) EACH_ATOM {
+                    float4 p_j = own.heard(h, 0);
+                    sums[0][h] = sums[0][h] + w.of[h] * p_j, d[h] = sent[0][h] * p_j * s.of[h];
+                }
+                if (HAS_Y) w = Filter(values, weights.c[FILTERS - 1]), s = Filter(slopes, weights.c[FILTERS - 1]);
+                if (counts) EACH_ATOM {
+                    float4 u = here[8 * h], along = ZERO, bw = HAS_B ? sent[B][h] * wb.of[h] : wb.of[h];
                     EACH_AXIS {
                         float4 q_j = own.heard(h, 1 + x);
                         along = along + axis_of(u, x) * q_j, found[h][x] = dot(bw, q_j);
                     }
-                    if (HAS_B) sums[1][h] = sums[1][h] - wb.of[h] * along;
-                    found[h][3] -= dot(HAS_B ? sent[1][h] * along : along, sb.of[h]);
+                    if (HAS_B) sums[B][h] = sums[B][h] - wb.of[h] * along;
+                    d[h] = d[h] - (HAS_B ? sent[B][h] * along : along) * sb.of[h];
                 }
-                keep_sums(m.sums + unit % BUFFERS * SUMS, found);
+                if (unit + 1 < UNITS) barrier_wait(m.answered + (unit + 1) % BUFFERS, (unit + 1) / BUFFERS % 2);
+                values.load(m.at(unit + 1)), slopes.load(m.at(unit + 1) + 2 * PART);
+                Filter next(values, weights.c[0]), its(slopes, weights.c[0]);
+                if (HAS_Y && counts) EACH_ATOM {
+                    float4 ways = ZERO;
+                    EACH_AXIS {
+                        float4 q_j = own.heard(h, 1 + x);
+                        ways = ways + sent[Y + x][h] * q_j, sums[Y + x][h] = sums[Y + x][h] + w.of[h] * q_j;
+                    }
+                    d[h] = d[h] + ways * s.of[h];
+                }
+                if (counts) {
+                    EACH_ATOM found[h][3] = (d[h].x + d[h].y) + (d[h].z + d[h].w);
+                    keep_sums(m.sums + unit % BUFFERS * SUMS, found);
+                }
+                w = next, s = its;
+                join(m, unit - 2, factor, factor * inverse);
             }
-            EACH_ATOM {
-                own.store(h, a_bar, F, 0, factor * sums[0][h]);
-                if (HAS_B) own.store(h, b_bar, F, 0, factor * sums[1][h]);
-            }
+        EACH_ATOM {
+            own.store(h, a_bar, F, 0, factor * sums[0][h]);
+            if (HAS_B) own.store(h, b_bar, F, 0, factor * sums[B][h]);
+            if (HAS_Y) EACH_AXIS own.store(h, y_bar, 3 * F, x * F, factor * sums[Y + x][h]);
         }
-    }
-    sync();
-    if (second) join(m, UNITS - 2, factor, factor * inverse), join(m, UNITS - 1, factor, factor * inverse);
-    sync();
-    int all = molecules * M * M;
-    for (int k = thread(); k < there * M; k += THREADS) {
-        int row = k / M, i = row % M, j = k % M, r = i < j ? j - i : j - i + M, e = block() * PAIRS + k;
-        float4 mine = m.places[pair_of(row, r % M ? r : 1)], its = m.places[pair_of(row - i + j, r % M ? M - r : 1)];
-        bars[e] = its.w + mine.w, bars[all + e] = its.x - mine.x, bars[2 * all + e] = its.y - mine.y, bars[3 * all + e] = its.z - mine.z;
-    }
 #else
-    m.of_group(second);
-    Weights<FILTERS> weights(matrices, 0);
-    asker.look(m, 0), asker.ask(m, 0, basis), asker.answer(m, 0, slope), barrier_arrive(m.answered), asker.ask(m, 1, basis);
-    for (int turn = 0; turn < TILES_OF_GROUP; turn++) {
-        if (turn == 1) wait_for_copies<0>(), sync();
-        Tile own(m, turn * GROUPS + second, there);
-        float4 sums[4][2] = {};
 #pragma unroll 1
         for (int begin = 0; begin < TURNS; begin++) {
             int unit = turn * TURNS + begin;
-            if (unit + 1 < UNITS) asker.answer(m, unit + 1, slope), barrier_arrive(m.answered + (unit + 1) % BUFFERS);
-            asker.ask(m, unit + 2, basis);
+            if (unit + 1 < UNITS) asker.answer(0, m, unit + 1, slope), barrier_arrive(m.answered + (unit + 1) % BUFFERS);
+            asker.ask(0, m, unit + 2, basis);
             own.go_on();
             barrier_wait(m.answered + unit % BUFFERS, unit / BUFFERS % 2);
             values.load(m.at(unit));
@@ -389,6 +361,17 @@ pack_message(const float* __restrict__ places, const float4* __restrict__ basis,
             own.store(h, ds, F, 0, factor * sums[0][h]);
             EACH_AXIS own.store(h, dv, 3 * F, x * F, factor * sums[1 + x][h]);
         }
+#endif
+    }
+#if TRANSPOSE
+    sync();
+    join(m, UNITS - 2, factor, factor * inverse), join(m, UNITS - 1, factor, factor * inverse);
+    sync();
+    int all = molecules * M * M;
+    for (int k = thread(); k < there * M; k += THREADS) {
+        int row = k / M, i = row % M, j = k % M, r = i < j ? j - i : j - i + M, e = block() * PAIRS + k;
+        float4 mine = m.places[pair_of(row, r % M ? r : 1)], its = m.places[pair_of(row - i + j, r % M ? M - r : 1)];
+        bars[e] = its.w + mine.w, bars[all + e] = its.x - mine.x, bars[2 * all + e] = its.y - mine.y, bars[3 * all + e] = its.z - mine.z;
     }
 #endif
 }

@@ -107,9 +107,9 @@ def _of_pack(name: str, pack: int, f: int, size: int, functions: int, has_b: boo
     groups = 1 if back else 2
     units = groups * -(-atoms // TILE // groups) * (size // 2 * 2)
     shared = 4 * rows * atoms * (f + 16) + units * TILE * (16 + 4) + BUFFERS * groups * 8
-    shared += 4 * BUFFERS * (groups * (1 + back) * 2 * TILE * stride + back * TILE * 5 * (f // 16))
+    shared += 4 * BUFFERS * (groups * (1 + back) * 2 * TILE * stride + back * TILE * 4 * (f // 16))
     defines = (
         *(("F", f), ("M", size), ("PACK", pack), ("K", functions)),
         *(("HAS_B", int(has_b)), ("HAS_Y", int(has_y)), ("TRANSPOSE", int(back))),
     )
-    return launch.Kernel(name, launch.read("device.cu", "packs.cu"), defines, 4 * f, shared)
+    return launch.Kernel(name, launch.read("device.cu", "packs.cu"), defines, 2 * f * groups, shared)
