@@ -125,7 +125,7 @@ def energies_and_vector_gradients(
     """Atomic energies [N] (eV) and antisymmetrised dE/dr_e, [E, 3] (eV/Å)."""
 
     def run(launch: Launch, tree: FusedTree, numbers: Array, vectors: Array, pairs: Pairs) -> Any:
-        args = tree.fused, config, numbers, vectors, pairs, _by_count(launch, tree, numbers)
+        args = tree.fused, config, numbers, vectors, pairs, _by_count(launch, tree, pairs)
         return chain.energies_and_gradients(*args, _of_message(config, MANY_BACK))
 
     return _one_or_many(run, config, pairs, (tree, numbers, vectors, pairs), MANY)
@@ -185,7 +185,7 @@ def _of_vectors(gradients: bool, tree: FusedTree, config: Config, *args: Any) ->
         return energies_and_vector_gradients(tree, config, *args)
 
     def run(launch: Launch, tree: FusedTree, numbers: Array, vectors: Array, pairs: Pairs) -> Any:
-        return chain.energies(tree.fused, config, numbers, vectors, pairs, _by_count(launch, tree, numbers))
+        return chain.energies(tree.fused, config, numbers, vectors, pairs, _by_count(launch, tree, pairs))
 
     return _one_or_many(run, config, args[-1], (tree, *args), MANY), None
 
@@ -303,7 +303,7 @@ def _forward(config: Config, *args: Any) -> tuple[Array, Any]:
     """chain.forward(tree, config, numbers, vectors, pairs, launch)."""
 
     def run(launch: Launch, tree: FusedTree, numbers: Array, vectors: Array, pairs: Pairs) -> Any:
-        return chain.forward(tree.fused, config, numbers, vectors, pairs, _by_count(launch, tree, numbers))
+        return chain.forward(tree.fused, config, numbers, vectors, pairs, _by_count(launch, tree, pairs))
 
     return _one_or_many(run, config, args[-1], args, MANY)
 
@@ -312,7 +312,7 @@ def _backward(config: Config, *args: Any) -> Float[Array, "E 3"]:
     """chain.backward(tree, config, residuals, numbers, pairs, e_bar, launch)."""
 
     def run(launch: Launch, tree: FusedTree, kept: Any, numbers: Array, pairs: Pairs, e_bar: Array) -> Any:
-        return chain.backward(tree.fused, config, kept, numbers, pairs, e_bar, _by_count(launch, tree, numbers))
+        return chain.backward(tree.fused, config, kept, numbers, pairs, e_bar, _by_count(launch, tree, pairs))
 
     return _one_or_many(run, config, args[-2], args, MANY_BACK)
 
@@ -361,14 +361,22 @@ def _of_many(route: Route, slots: int, dense: bool) -> Route:
     return "cuda" if slots <= MOST_SLOTS else route
 
 
-def _by_count(launch: Launch, tree: FusedTree, numbers: Array) -> Launch:
+def _by_count(launch: Launch, tree: FusedTree, pairs: Pairs) -> Launch:
     """The launch for so many atoms: blocks of CUDA kernels that serve many atoms would leave multiprocessors idle."""
     if not launch.cuda or launch.lean:
         return launch
-    if len(numbers) > SOME_ATOMS:
-        packs = launch.route == "molecules" and "packs" in tree.fused and len(numbers) > MANY_ATOMS
-        return launch._replace(route="packs") if packs else launch
+    if pairs.num_atoms > SOME_ATOMS:
+        return launch._replace(route="packs") if _in_packs(launch, tree, pairs) else launch
     return launch._replace(cut=True, route="few" if launch.route == "molecules" else launch.route)
+
+
+def _in_packs(launch: Launch, tree: FusedTree, pairs: Pairs) -> bool:
+    """Whether blocks of CUDA kernels serve several molecules, with filters by tensor cores."""
+    if launch.route != "molecules" or "packs" not in tree.fused or pairs.num_atoms < MANY_ATOMS:
+        return False
+    from jaxff.kernels.cuda import packs
+
+    return packs.serves(tree.fused, pairs.mask.shape[-1] // pairs.num_atoms)
 
 
 def _many(run: Callable[..., Any], launch: Launch, arrays: Launch, *args: Any) -> Any:

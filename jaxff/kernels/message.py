@@ -22,8 +22,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
-# a GPU's Pallas kernels; its CUDA kernels, for many pairs or for all of small molecules, of which there are many (packs:
-# filters by tensor cores) or few; the CPU's; the Pallas kernels on the CPU, for tests
+# a GPU's Pallas kernels; its CUDA kernels, for many pairs or for all of small molecules: many, with filters by tables or
+# by tensor cores (packs), or few; the CPU's; the Pallas kernels on the CPU, for tests
 Route = Literal["triton", "cuda", "molecules", "packs", "few", "native", "interpret"]
 
 
@@ -114,8 +114,8 @@ def message_transpose(
     The list must be symmetric. With p = Δs̄, q = Δv̄ of receiver i and sender j, and u = u_ij = -u_ji:
     ā_i = Σ_j Wa p_j,  b̄_i = -Σ_j Wb u·q_j,  ȳ_i = Σ_j Wc q_j,
     D = Σ_f a_i p_j Wa' - b_i u·q_j Wb' + y_i·q_j Wc',  U = Σ_f b_i q_j Wb; `whole` joins them to pair gradients.
-    Routes "native", "molecules" and "packs" give what `whole` would. Route "few" gives it by groups of channels, [G, 4, E], and
-    adds it to `before`, which another message gave.
+    Routes "native", "molecules" and "packs" give what `whole` would. Route "few" gives it by groups of channels,
+    [G, 4, E], and adds it to `before`, which another message gave.
     """
     module = _elsewhere(launch.route)
     if launch.route == "few":

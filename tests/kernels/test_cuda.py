@@ -12,7 +12,7 @@ import pytest
 from ase.build import molecule
 
 from jaxff import kernels, load_potential, models
-from jaxff.kernels.cuda import engine, few, launch, molecules, tiles
+from jaxff.kernels.cuda import engine, few, launch, molecules, packs, tiles
 from jaxff.kernels.cuda.matrices import halves
 from jaxff.kernels.message import Geometry, Launch, Sources, whole
 from jaxff.ops import accumulate_forces
@@ -75,10 +75,10 @@ def test_listed(name: str, few_slots: int, some: int, monkeypatch: pytest.Monkey
     assert np.all(got[1][19:] == 0)
 
 
-def smooth_table(rng: np.random.Generator, columns: int) -> Any:
+def smooth_table(rng: np.random.Generator, columns: int, functions: int = 12) -> Any:
     """Cubics of `columns` filters that few functions make, [128, 4, columns]."""
     t = np.linspace(0, 1, 129)
-    curves = rng.normal(size=(columns, 12)) @ np.sin(np.arange(1, 13)[:, None] * 3 * t)
+    curves = rng.normal(size=(columns, functions)) @ np.sin(np.arange(1, functions + 1)[:, None] * 3 * t)
     slope = np.gradient(curves, axis=1)
     delta, g, h = np.diff(curves, axis=1), slope[:, :-1], slope[:, 1:]
     return np.stack([curves[:, :-1], g, 3 * delta - 2 * g - h, g + h - 2 * delta]).transpose(2, 0, 1)
@@ -232,6 +232,56 @@ def test_messages_within_molecules(
     close(got[1:], (there - here)[1:].reshape(3, n, size))
 
 
+@pytest.mark.parametrize(
+    ("has_b", "has_y", "f", "size", "count", "functions", "processors"),
+    [
+        (True, True, 64, 9, 8, 21, 1),
+        (False, True, 32, 6, 3, 12, 2),
+        (True, False, 32, 21, 4, 12, 1),
+        (True, True, 32, 21, 4, 28, 1),
+        (True, True, 32, 2, 5, 12, 1),
+    ],
+)
+def test_messages_in_packs(
+    has_b: bool, has_y: bool, f: int, size: int, count: int, functions: int, processors: int, monkeypatch: Any
+) -> None:
+    """Molecules of an odd and of an even number of atoms, several in a block, the last block not full.
+
+    Filters of as many functions as a product takes at once, of more, and of twice as many.
+    """
+    monkeypatch.setattr(engine, "multiprocessors", lambda: processors)
+    rng, n = np.random.default_rng(size), count * size
+    table = smooth_table(rng, (2 + has_y) * f, functions)
+    filters = packs._filters(table)
+    assert filters is not None
+    assert 2 * filters["basis"].shape[2] == next(rank for rank in packs.RANKS if functions <= rank)
+    pairs = RandomPairs(rng, n, size, table, f, molecules=True)
+    a, b, p = rng.normal(size=(3, n, f))
+    y, q = rng.normal(size=(2, n, 3, f))
+    b = b if has_b else np.ones_like(b)
+    sources = Sources(single(a), single(b) if has_b else None, single(y) if has_y else None)
+    ds, dv = packs.message(sources, filters, pairs.geometry)
+    bars, joined = packs.message_transpose(sources, (single(p), single(q)), filters, pairs.geometry)
+    got = np.where(pairs.mask, np.asarray(joined).reshape(4, n, size), 0)
+
+    *sums, expected_halves = pairs.sums(a, b, y if has_y else None, p, q)
+    close_where_present((ds, dv, *bars), sums)
+    here = expected_halves.reshape(4, count, size, size)
+    there = here.swapaxes(2, 3)
+    close(got[0], (here + there)[0].reshape(n, size))
+    close(got[1:], (there - here)[1:].reshape(3, n, size))
+
+
+def test_which_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that fit into a small GPU's memory, which larger molecules don't; models with more functions have none."""
+    monkeypatch.setattr(launch, "most_shared", lambda: 99 * 1024)
+    table = smooth_table(np.random.default_rng(0), 3 * 128, 21)
+    filters = jax.tree.map(jnp.asarray, packs._filters(table))
+    tree = {"embedding": {"table": np.zeros((10, 128))}, "packs": [filters]}
+    assert [size for size in range(1, 33) if packs.serves(tree, size)] == list(range(2, 26))
+    assert packs._filters(smooth_table(np.random.default_rng(0), 3 * 128, 40)) is None
+
+
 def test_messages_of_molecules_add_up() -> None:
     """Pair gradients of two messages, of a size whose blocks would have more channels if they sent less."""
     n, f, rng = 28, 32, np.random.default_rng(0)
@@ -313,7 +363,13 @@ def test_whole() -> None:
 
 @pytest.mark.parametrize(
     ("name", "few_slots", "some", "size"),
-    [("painn+zbl", 0, 0, 5), ("painn+zbl", 1000, 0, 5), ("painn+zbl", 1000, 512, 5), ("student", 1000, 512, 17)],
+    [
+        ("painn+zbl", 0, 0, 5),
+        ("painn+zbl", 1000, 0, 5),
+        ("painn", 1000, 0, 6),
+        ("painn+zbl", 1000, 512, 5),
+        ("student", 1000, 512, 17),
+    ],
 )
 def test_batch(name: str, few_slots: int, some: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Molecules under vmap are one larger system; a batch of batches, too. Messages of systems, or of molecules.
@@ -323,6 +379,7 @@ def test_batch(name: str, few_slots: int, some: int, size: int, monkeypatch: pyt
     monkeypatch.setattr(kernels, "FEW_SLOTS", few_slots)
     monkeypatch.setattr(kernels, "SOME_ATOMS", some)
     monkeypatch.setattr(engine, "SOME_ATOMS", few_slots)
+    monkeypatch.setattr(kernels, "MANY_ATOMS", 0 if name == "painn" else 1000)  # from which on molecules are in packs
     monkeypatch.setattr(engine, "OWN", (16,) if name != "student" else (32,))
     threads = 256 if size <= 16 else 512  # as few as do: a CPU runs them one after the other
     monkeypatch.setattr(few, "THREADS", dict.fromkeys(few.THREADS, threads))
@@ -376,6 +433,7 @@ def launched(name: str, n: int, slots: int, batch: int, monkeypatch: pytest.Monk
         (32, 32, 4, {"few_message", "few_transpose", "painn_update_hidden", "painn_gate_bwd"}),
         (9, 9, 20, {"few_message", "few_transpose", "painn_update", "painn_update_hidden_bwd"}),
         (9, 9, 60, {"molecule_message", "molecule_transpose", "phases"}),
+        (9, 9, 300, {"pack_message", "pack_transpose", "phases"}),
     ],
 )
 def test_which_kernels_serve(
@@ -489,6 +547,7 @@ def test_compiles_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip(str(error))
     made = [engine._message_kernel(name, 128, 585, False, True) for name in ("message", "message_transpose")]
     made += [molecules._of_size(name, 128, 21, plan, True, True) for name, plan in molecules.PLANS.items()]
+    made += [packs._of_pack(name, 3, 128, 21, 24, True, True) for name in packs.GROUPS]
     made += [engine._first_kernel(name, 128, 64, False, 61) for name in ("first_message", "first_transpose")]
     made += launched("painn", 17, 17, 8, monkeypatch)
     for kernel in made:

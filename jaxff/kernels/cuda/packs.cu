@@ -81,7 +81,8 @@ __device__ __forceinline__ void keep_places(const Memory& m, const float* places
     int all = molecules * M * M;
 #pragma unroll 4
     for (int k = thread(); k < 16 * UNITS * GROUPS; k += THREADS) {
-        int tile = k / (16 * TURNS), row = 16 * (tile % TILES_OF_GROUP * GROUPS + tile / TILES_OF_GROUP) + k % 16, r = k / 16 % TURNS + 1, i = row % M, j = i + r < M ? i + r : i + r - M;
+        int tile = k / (16 * TURNS), row = 16 * (tile % TILES_OF_GROUP * GROUPS + tile / TILES_OF_GROUP) + k % 16;
+        int r = k / 16 % TURNS + 1, i = row % M, j = i + r < M ? i + r : i + r - M;
         bool is = row < there && r < M;
         const float* x = places + (is ? block() * PAIRS + row * M + j : 0);
         float t = x[0], counts = x[all], interval = x[5 * all];
@@ -245,8 +246,8 @@ pack_message(const float* __restrict__ places, const float4* __restrict__ basis,
     if (thread() < BUFFERS * GROUPS) barrier_init(m.answered + thread(), WARPS);
     int there = min(ALL, (molecules - block() * PACK) * M);
     keep_places(m, places, molecules, intervals, there);
-    for (int part = 0; part < 2; part++) {  // what the first tile needs, the rest
-        int begin = part ? FIRST : 0, end = part ? there : min(FIRST, there);
+    for (int rest = 0; rest < 2; rest++) {  // what the first tiles need, the rest
+        int begin = rest ? FIRST : 0, end = rest ? there : min(FIRST, there);
 #if TRANSPOSE
         copy_rows<1>(m, 0, p, begin, end), copy_rows<3>(m, 1, q, begin, end);
 #else
