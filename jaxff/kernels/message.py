@@ -22,8 +22,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
-# a GPU's Pallas kernels; its CUDA kernels, for many pairs or for all of small molecules: many, with filters by tables or
-# by tensor cores (packs), or few; the CPU's; the Pallas kernels on the CPU, for tests
+# a GPU's Pallas kernels; its CUDA kernels, for many pairs or for all of small molecules: many, with filters by tables
+# or by tensor cores (packs), or few; the CPU's; the Pallas kernels on the CPU, for tests
 Route = Literal["triton", "cuda", "molecules", "packs", "few", "native", "interpret"]
 
 
