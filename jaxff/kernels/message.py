@@ -163,14 +163,16 @@ def first_transpose(
     launch = _of_so_many(launch, n, f)
     shape = float32_shape(f // launch.block, 4, geometry.senders.shape[0])
     adds = before is not None and before.shape == shape.shape
+    args = geometry, table, cotangents, sources, before if adds else None
     pair_bars = pl.pallas_call(
         partial(_first_kernel, Sizes(geometry, n, f, launch)),
         out_shape=shape,
         grid=(n, f // launch.block),
+        input_output_aliases={len(jax.tree.leaves(args)) - 1: 0} if adds else {},
         interpret=launch.interpret,
         compiler_params=triton.CompilerParams(num_warps=_warps(launch), num_stages=2),
         name="first_transpose",
-    )(geometry, table, cotangents, sources, before if adds else None)
+    )(*args)
     return total([*pair_bars] if adds or before is None else [*pair_bars, *before])
 
 
@@ -233,11 +235,12 @@ def _of_so_many(launch: Launch, n: int, f: int) -> Launch:
 
 
 class Sizes:
-    """Static sizes of a launch."""
+    """Static sizes of a launch, and whether it is interpreted."""
 
     def __init__(self, geometry: Geometry, n: int, f: int, launch: Launch) -> None:
         self.slots = geometry.senders.shape[0] // n
         self.f, self.block, self.at_once = f, launch.block, launch.slots
+        self.interpret = launch.interpret
 
 
 class _Pair(NamedTuple):
@@ -319,7 +322,7 @@ def transpose_sums(
     """[ā, b̄, ȳ_x, ȳ_y, ȳ_z] of atom i (without b or y: without theirs) within a kernel; pair_bars[block] is written.
 
     scale: a number for each atom, by which p and q are to be multiplied. y_i: y of atom i, where the sources lack it.
-    before: what is added to pair_bars.
+    before: what is added to pair_bars, in their memory.
     """
     a, b, y = sources
     f, own = sizes.f, partial(_own, i=i)
@@ -347,7 +350,7 @@ def transpose_sums(
         if y_i is not None:
             d_bar = d_bar + (y_i[0] * q_j[0] + y_i[1] * q_j[1] + y_i[2] * q_j[2]) * wc[0][1]
             new += [vector + wc[0][0] * x for vector, x in zip(sums[-3:], q_j, strict=True)]
-        _store_pair_bars(pair_bars, before, block, pair, d_bar, [wb * x for x in bq])
+        _store_pair_bars(pair_bars, before, sizes, block, pair, d_bar, [wb * x for x in bq])
         return new
 
     zero = jnp.zeros((sizes.at_once, sizes.block), jnp.float32)
@@ -375,20 +378,30 @@ def _first_kernel(
             b_j = _gather(b, pair, channels)
             wb, wb_slope = wb * b_j, wb_slope * b_j
         d_bar = _gather(a, pair, channels) * p_i * wa_slope + _along(pair, q_i) * wb_slope
-        _store_pair_bars(pair_bars, before, block, pair, d_bar, [-wb * x for x in q_i])
+        _store_pair_bars(pair_bars, before, sizes, block, pair, d_bar, [-wb * x for x in q_i])
         return nothing
 
     _over_slots(sizes, add, [])
 
 
 def _store_pair_bars(
-    pair_bars: Any, before: Any, block: Any, pair: _Pair, d_bar: Float[Array, "S B"], u_bar: list[Float[Array, "S B"]]
+    pair_bars: Any,
+    before: Any,
+    sizes: Sizes,
+    block: Any,
+    pair: _Pair,
+    d_bar: Float[Array, "S B"],
+    u_bar: list[Float[Array, "S B"]],
 ) -> None:
-    for row, x in enumerate([d_bar, *u_bar]):
-        value = jnp.sum(x, axis=1)
-        if before is not None:
-            value = value + triton.load(before.at[block, row, pair.edge], mask=pair.inside, other=0)
-        triton.store(pair_bars.at[block, row, pair.edge], value, mask=pair.inside)
+    values = [jnp.sum(x, axis=1) for x in (d_bar, *u_bar)]
+    places = [(block, row, pair.edge) for row in range(4)]
+    if before is not None:  # in the memory of pair_bars
+        old = [triton.load(before.at[place], mask=pair.inside, other=0) for place in places]
+        values = [x + y for x, y in zip(values, old, strict=True)]
+        if not sizes.interpret:
+            triton.debug_barrier()  # a number is read by more threads than write it
+    for place, value in zip(places, values, strict=True):
+        triton.store(pair_bars.at[place], value, mask=pair.inside)
 
 
 def _over_slots(sizes: Sizes, body: Any, start: list[Array]) -> list[Array]:

@@ -206,6 +206,14 @@ LEAN = Plan(
     (remake_and_gate_bwd, update_hidden_bwd, update_bwd, vectors_bwd),
 )
 
+# what is made on the way back takes the memory of what its phase reads for the last time, where programs run it
+TAKES = {
+    gate_bwd: {"v_bar": "v"},
+    update_hidden_bwd: {"s_bar": "s_bar"},
+    update_bwd: {"s_bar": "s_bar", "uv_bar": "uv", "vv_bar": "vv"},
+    vectors_bwd: {"v_bar": "v_bar"},
+}
+
 
 def _transposed(weights: Params) -> Params:
     return weights | {name + "t": kernel.T for name, kernel in weights.items()}

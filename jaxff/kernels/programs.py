@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -249,19 +250,53 @@ def _launch(step: Step, phase: Phase, weights: Weights, state: Made, heard: Hear
     noting, sums, remakes = _Noting(state), _sums_shape(heard, f // parts), False
     if heard is not None and heard.above is not None and heard.sources.y is not None:
         heard, remakes = heard._replace(sources=heard.sources._replace(y=None)), True  # so that memory needn't keep it
-    _, made = _listed(step, phase, weights, noting, sums, remakes)
-    out = {name: _out_shape(value, n, f, parts, name in step.model.JOINED) for name, value in made.items()}
+    listing, made = _listed(step, phase, weights, noting, sums, remakes)
+    joined = _joined(step.model)
+    out = {name: _out_shape(value, n, f, parts, name in joined) for name, value in made.items()}
     bars = float32_shape(parts, 4, pairs) if heard is not None and heard.above is not None else None
     sizes = Sizes(step.geometry, n, f, _pairwise(step))
+    args = None if heard is None else step.geometry, heard, {name: state[name] for name in noting.read}, weights
+    taken = _taken(step.model.TAKES.get(phase, {}), listing, args, (out, bars))
     results, bars = pl.pallas_call(
-        partial(_kernel, step._replace(geometry=None), phase, sizes, sums, remakes),  # type: ignore[arg-type]
+        partial(_kernel, step._replace(geometry=None), phase, sizes, sums, remakes, bool(taken)),  # type: ignore[arg-type]
         out_shape=(out, bars),
         grid=(n, parts),
+        input_output_aliases=taken,
         interpret=step.launch.interpret,
         compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=1),
         name=f"{step.config.architecture}_{phase.__name__}",
-    )(None if heard is None else step.geometry, heard, {name: state[name] for name in noting.read}, weights)
+    )(*args)
     return results, bars
+
+
+def _joined(model: ModuleType) -> set[str]:
+    """Names that are one array of all their rows: a model's, and those whose memory they take."""
+    taken = {read for names in model.TAKES.values() for made, read in names.items() if made in model.JOINED}
+    return {*model.JOINED, *taken}
+
+
+def _taken(names: Mapping[str, str], listing: _Listing, args: Any, out: Any) -> dict[int, int]:
+    """Which output, counted, takes which argument's memory.
+
+    Of what a phase reads for the last time, if each program reads no more than the channels that it then writes; of
+    pair gradients that are added to, which a message's kernel sees to.
+    """
+    (_, heard, state, _), (places, bars) = (_counted(tree) for tree in (args, out))
+    found = {} if heard is None or heard.before is None else {heard.before: bars}
+    for made, read in names.items():
+        if made not in places or (read not in state and read != "sent"):
+            continue
+        arrays, where = (args[1].sources.a, heard.sources.a) if read == "sent" else (args[2][read], state[read])
+        arrays = jax.tree.leaves(arrays)
+        assert all(what.kind == "own" for what in listing.reads if any(what.ref is array for array in arrays))
+        found |= zip(jax.tree.leaves(where), jax.tree.leaves(places[made]), strict=True)
+    return found
+
+
+def _counted(tree: Any) -> Any:
+    """The numbers of a tree's leaves in their places."""
+    structure = jax.tree.structure(tree)
+    return jax.tree.unflatten(structure, range(structure.num_leaves))
 
 
 def _listed(
@@ -284,6 +319,7 @@ def _kernel(
     sizes: Sizes,
     sums_shape: Any,
     remakes: bool,
+    takes: bool,
     geometry: Geometry | None,
     heard: Heard | None,
     state: Made,
@@ -301,7 +337,10 @@ def _kernel(
             sent = step.model.sent_vectors(on, weights, state) if remakes else None
             more = {"scale": heard.scale, "y_i": sent, "before": heard.before}
             sums = [transpose_sums(*args, *heard.above, pair_bars, sizes, on.i, on.part, on.channels, **more)]
-    for name, value in phase(on, step.config, weights, state, *sums).items():
+    made = phase(on, step.config, weights, state, *sums)
+    if takes and not step.launch.interpret:
+        triton.debug_barrier()  # threads read numbers that others write
+    for name, value in made.items():
         on.store(out[name], value)
 
 

@@ -137,6 +137,9 @@ def update_bwd(on: Any, config: StudentConfig, w: Between, state: Made) -> Made:
 LAST = (message_heard, update_last, readout, update_bwd)
 PLAN = LEAN = Plan((message_heard, update), {"heard": 3, "hidden": 1, "g": 2}, (hidden_bwd, update_bwd))
 
+# what is made takes the memory of what its phase reads for the last time, or of the scalars "sent", where programs run it
+TAKES = {hidden_bwd: {"s_bar": "sent"}, update_bwd: {"s_bar": "s_bar", "v_bar": "v_bar"}}
+
 
 def _mix(on: Any, matrix: Any, v: Rows, transposed: bool = False) -> Rows:
     """M v, or Mᵀ v, of the three components."""
