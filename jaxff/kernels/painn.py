@@ -206,7 +206,7 @@ LEAN = Plan(
     (remake_and_gate_bwd, update_hidden_bwd, update_bwd, vectors_bwd),
 )
 
-# what is made on the way back takes the memory of what its phase reads for the last time, where programs run it
+# what is made takes the memory of what its phase reads for the last time, where programs run it
 TAKES = {
     gate_bwd: {"v_bar": "v"},
     update_hidden_bwd: {"s_bar": "s_bar"},

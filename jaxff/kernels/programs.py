@@ -284,19 +284,19 @@ def _taken(names: Mapping[str, str], listing: _Listing, args: Any, out: Any) -> 
     (_, heard, state, _), (places, bars) = (_counted(tree) for tree in (args, out))
     found = {} if heard is None or heard.before is None else {heard.before: bars}
     for made, read in names.items():
-        if made not in places or (read not in state and read != "sent"):
+        if made not in places or (read not in state and read != "sent") or isinstance(state.get(read), Scaled):
             continue
         arrays, where = (args[1].sources.a, heard.sources.a) if read == "sent" else (args[2][read], state[read])
-        arrays = jax.tree.leaves(arrays)
-        assert all(what.kind == "own" for what in listing.reads if any(what.ref is array for array in arrays))
+        for array in jax.tree.leaves(arrays):
+            assert all(what.kind == "own" for what in listing.reads if what.ref is array)
         found |= zip(jax.tree.leaves(where), jax.tree.leaves(places[made]), strict=True)
     return found
 
 
 def _counted(tree: Any) -> Any:
     """The numbers of a tree's leaves in their places."""
-    structure = jax.tree.structure(tree)
-    return jax.tree.unflatten(structure, range(structure.num_leaves))
+    leaves, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(structure, range(len(leaves)))
 
 
 def _listed(

@@ -137,7 +137,7 @@ def update_bwd(on: Any, config: StudentConfig, w: Between, state: Made) -> Made:
 LAST = (message_heard, update_last, readout, update_bwd)
 PLAN = LEAN = Plan((message_heard, update), {"heard": 3, "hidden": 1, "g": 2}, (hidden_bwd, update_bwd))
 
-# what is made takes the memory of what its phase reads for the last time, or of the scalars "sent", where programs run it
+# what is made takes the memory of what its phase reads for the last time, "sent" of the scalars that were sent
 TAKES = {hidden_bwd: {"s_bar": "sent"}, update_bwd: {"s_bar": "s_bar", "v_bar": "v_bar"}}
 
 
