@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src.interpreters import mlir
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 from jaxlib.mlir import ir
 from jaxlib.triton import dialect
@@ -98,7 +99,7 @@ def _operations(operation: Any, name: str) -> Iterator[Any]:
 
 
 def _text(bytecode: bytes) -> str:
-    with ir.Context() as context:
+    with mlir.make_ir_context() as context:  # it knows the dialect of a barrier, too
         dialect.register_dialect(context)
         context.load_all_available_dialects()
         return str(ir.Module.parse(bytecode).operation.get_asm(enable_debug_info=False))

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxff.kernels.message import Geometry, Launch, Sources, message, message_transpose, total
+from jaxff.kernels.message import Geometry, Launch, Lengths, Sources, message, message_transpose, total
 from jaxff.models.parameters import Params
 from jaxff.ops.mlp import matmul, silu_slope
 
@@ -52,12 +52,16 @@ class Plan(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What every phase of a step needs: the equations, their constants, the pairs, how to run."""
+    """What every phase of a step needs: the equations, their constants, the pairs, how to run.
+
+    lengths: where pair gradients are to be by vectors.
+    """
 
     model: ModuleType
     config: Any
     geometry: Geometry
     launch: Launch
+    lengths: Lengths | None = None
 
     @property
     def plan(self) -> Plan:

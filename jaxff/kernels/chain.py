@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxff.config import PainnConfig, StudentConfig
 from jaxff.kernels import atoms, painn, programs, student
-from jaxff.kernels.message import Geometry, Launch, first_transpose, whole
+from jaxff.kernels.message import Geometry, Launch, Lengths, first_transpose, whole
 from jaxff.models.painn import pair_repulsion, pair_repulsion_bwd
 from jaxff.models.parameters import Params, dense_layers
 from jaxff.models.student import EPSILON
@@ -119,7 +119,8 @@ def backward(
         pair_bars.append(pair_bar)
     first, above = _first(step, tree, numbers), atoms.scaled((s_bar, v_bar), scale)
     before = _to_add_to(pair_bars, step.launch)
-    pair_bars.append(first_transpose(first.sources, above, first.table, geometry, launch, first.numbers, before))
+    args = first.sources, above, first.table, geometry, launch, first.numbers, before, step.lengths
+    pair_bars.append(first_transpose(*args))
     pair_bar = whole(atoms.total(pair_bars), geometry, pairs.num_atoms, launch)
     return _by_vectors(pair_bar, tree, config, geometry, pairs, e_bar, repulsion)
 
@@ -200,7 +201,7 @@ def one_kernel_serves(tree: Params, config: Config, num_atoms: int) -> bool:
 
 
 def _by_vectors(
-    pair_bar: Float[Array, "4 E"],
+    pair_bar: Float[Array, "C E"],
     tree: Params,
     config: Config,
     geometry: Any,
@@ -208,13 +209,16 @@ def _by_vectors(
     e_bar: Float[Array, "N"] | None,
     repulsion: Any,
 ) -> Float[Array, "E 3"]:
-    """Antisymmetrised gradients by the pair vectors, of what distances and directions have, and of the repulsion."""
+    """Antisymmetrised gradients by pair vectors: given, or of distance and direction; and of the repulsion."""
     places, pairs = geometry.places, _inside(geometry, pairs)
     pair_bar = jnp.where(pairs.mask, pair_bar, 0)
-    d_bar = pair_bar[0] * _intervals_per_angstrom(tree, config)
     if repulsion is not None:
-        e_bar = jnp.ones(pairs.num_atoms, d_bar.dtype) if e_bar is None else e_bar
-        d_bar = d_bar + pair_repulsion_bwd(repulsion, e_bar, pairs, antisymmetric=True)
+        e_bar = jnp.ones(pairs.num_atoms, pair_bar.dtype) if e_bar is None else e_bar
+        repulsion = pair_repulsion_bwd(repulsion, e_bar, pairs, antisymmetric=True)
+    if len(pair_bar) == 3:
+        return (pair_bar if repulsion is None else pair_bar + repulsion * places[2:5]).T / 2
+    d_bar = pair_bar[0] * _intervals_per_angstrom(tree, config)
+    d_bar = d_bar if repulsion is None else d_bar + repulsion
     epsilon, d = _epsilon(config), _distances(geometry, tree, config)
     vectors = (places[2:5] * (d + epsilon)).T
     (vectors_bar,) = distance_bwd(epsilon, (vectors, d), (d_bar, pair_bar[1:].T))
@@ -228,7 +232,8 @@ def _to_add_to(pair_bars: list[Any], launch: Launch) -> Any:
 
 def _step(tree: Params, config: Config, geometry: Geometry, launch: Launch) -> atoms.Step:
     parts = min(launch.parts, config.hidden_dim // 16) if programs.fits(tree, config.hidden_dim) else 0
-    return atoms.Step(_MODELS[config.architecture], config, geometry, launch._replace(parts=parts))
+    lengths = Lengths(1 / _intervals_per_angstrom(tree, config), _epsilon(config)) if parts else None
+    return atoms.Step(_MODELS[config.architecture], config, geometry, launch._replace(parts=parts), lengths)
 
 
 def _run(

@@ -62,6 +62,13 @@ class Geometry(NamedTuple):
     places: Float[Array, "6 E"]
 
 
+class Lengths(NamedTuple):
+    """What distances of pairs follow from: Å of a table's interval, and ε of directions u = r / (d + ε)."""
+
+    interval: float
+    epsilon: float
+
+
 class Sources(NamedTuple):
     """What the atoms send; b None means 1, y None means 0."""
 
@@ -144,12 +151,14 @@ def first_transpose(
     launch: Launch,
     numbers: Int[Array, "N"] | None = None,
     before: Any = None,
+    lengths: Lengths | None = None,
 ) -> Float[Array, "..."]:
     """Pair gradients as `message_transpose` gives them, for sources that need no cotangents and have no y.
 
     The other half of each pair, what j sends to i, as `whole` may take it instead: [D, -U] with
     D = Σ_f a_j p_i Wa' + b_j u·q_i Wb',  U = Σ_f b_j q_i Wb. Where the sources follow from the elements, few of them
-    come from far. numbers: as for `message`; before: as for `message_transpose`, or what programs of few atoms gave.
+    come from far. numbers: as for `message`; before: as for `message_transpose`, or what programs of few atoms gave,
+    by vectors, which `lengths` are for.
     """
     if numbers is not None:
         from jaxff.kernels.cuda import engine
@@ -161,11 +170,11 @@ def first_transpose(
         return message_transpose(sources, cotangents, table, geometry, launch)[1]
     n, f = sources.a.shape
     launch = _of_so_many(launch, n, f)
-    shape = float32_shape(f // launch.block, 4, geometry.senders.shape[0])
+    shape = pair_bars_shape(f // launch.block, geometry, lengths)
     adds = before is not None and before.shape == shape.shape
     args = geometry, table, cotangents, sources, before if adds else None
     pair_bars = pl.pallas_call(
-        partial(_first_kernel, Sizes(geometry, n, f, launch)),
+        partial(_first_kernel, Sizes(geometry, n, f, launch, lengths)),
         out_shape=shape,
         grid=(n, f // launch.block),
         input_output_aliases={len(jax.tree.leaves(args)) - 1: 0} if adds else {},
@@ -176,8 +185,11 @@ def first_transpose(
     return total([*pair_bars] if adds or before is None else [*pair_bars, *before])
 
 
-def whole(pair_bars: Float[Array, "..."], geometry: Geometry, num_atoms: int, launch: Launch) -> Float[Array, "4 E"]:
-    """[D, U_xyz] of each pair that counts minus those of its reverse, from what both have. No pair occurs twice."""
+def whole(pair_bars: Float[Array, "..."], geometry: Geometry, num_atoms: int, launch: Launch) -> Float[Array, "C E"]:
+    """[D, U_xyz], or gradients by vectors, of each pair that counts minus those of its reverse, from what both have.
+
+    No pair occurs twice.
+    """
     if launch.route == "few":
         return total(list(pair_bars))
     if launch.route in ("native", "molecules", "packs"):
@@ -185,7 +197,7 @@ def whole(pair_bars: Float[Array, "..."], geometry: Geometry, num_atoms: int, la
     e, senders = geometry.senders.shape[0], geometry.senders
     slots = e // num_atoms
     if launch.dense:
-        there = pair_bars.reshape(4, -1, slots, slots).swapaxes(2, 3).reshape(4, e)
+        there = pair_bars.reshape(-1, slots, slots).swapaxes(1, 2).reshape(-1, e)
         return _joined(pair_bars, there)
     if launch.cuda:
         from jaxff.kernels.cuda import engine
@@ -222,7 +234,9 @@ def _elsewhere(route: Route) -> Any:
     return None
 
 
-def _joined(here: Float[Array, "4 E"], there: Float[Array, "4 E"]) -> Float[Array, "4 E"]:
+def _joined(here: Float[Array, "C E"], there: Float[Array, "C E"]) -> Float[Array, "C E"]:
+    if len(here) == 3:
+        return here - there
     signs = jnp.array([1, -1, -1, -1], here.dtype)[:, None]  # one expression: XLA moves D and U in one kernel
     return there + signs * here
 
@@ -235,12 +249,12 @@ def _of_so_many(launch: Launch, n: int, f: int) -> Launch:
 
 
 class Sizes:
-    """Static sizes of a launch, and whether it is interpreted."""
+    """Static sizes of a launch, whether it is interpreted, and lengths where pair gradients are by vectors."""
 
-    def __init__(self, geometry: Geometry, n: int, f: int, launch: Launch) -> None:
+    def __init__(self, geometry: Geometry, n: int, f: int, launch: Launch, lengths: Lengths | None = None) -> None:
         self.slots = geometry.senders.shape[0] // n
         self.f, self.block, self.at_once = f, launch.block, launch.slots
-        self.interpret = launch.interpret
+        self.interpret, self.lengths = launch.interpret, lengths
 
 
 class _Pair(NamedTuple):
@@ -394,7 +408,9 @@ def _store_pair_bars(
     u_bar: list[Float[Array, "S B"]],
 ) -> None:
     values = [jnp.sum(x, axis=1) for x in (d_bar, *u_bar)]
-    places = [(block, row, pair.edge) for row in range(4)]
+    if sizes.lengths is not None:
+        values = _by_vectors(pair, values, sizes.lengths)
+    places = [(block, row, pair.edge) for row in range(len(values))]
     if before is not None:  # in the memory of pair_bars
         old = [triton.load(before.at[place], mask=pair.inside, other=0) for place in places]
         values = [x + y for x, y in zip(values, old, strict=True)]
@@ -402,6 +418,15 @@ def _store_pair_bars(
             triton.debug_barrier()  # a number is read by more threads than write it
     for place, value in zip(places, values, strict=True):
         triton.store(pair_bars.at[place], value, mask=pair.inside)
+
+
+def _by_vectors(pair: _Pair, bars: list[Float[Array, "S"]], lengths: Lengths) -> list[Float[Array, "S"]]:
+    """r̄ = (d̄ - <u, ū> / (d + ε)) u + ū / (d + ε), as jaxff.ops.distance has it but for ε/d, where ū is -U."""
+    d_bar, *u_bar = bars
+    d = (pair.interval.astype(jnp.float32) + pair.t) * lengths.interval
+    t = jnp.where(d > 0, 1 / (d + lengths.epsilon), 0)
+    along = d_bar / lengths.interval + t * total([x * y for x, y in zip(pair.u, u_bar, strict=True)])
+    return [along * x - t * y for x, y in zip(pair.u, u_bar, strict=True)]
 
 
 def _over_slots(sizes: Sizes, body: Any, start: list[Array]) -> list[Array]:
@@ -458,6 +483,11 @@ def _own(ref: Any, channels: Array, *, i: Array) -> Float[Array, "1 B"]:
 def total(terms: Sequence[Array]) -> Array:
     """Σ_k x_k, from the first. Where terms are parts of an array, XLA fuses this with what reads it, unlike a sum."""
     return functools.reduce(operator.add, terms)
+
+
+def pair_bars_shape(blocks: int, geometry: Geometry, lengths: Lengths | None) -> jax.ShapeDtypeStruct:
+    """Pair gradients by blocks of channels: of distance and direction, or by vectors."""
+    return float32_shape(blocks, 4 if lengths is None else 3, geometry.senders.shape[0])
 
 
 def float32_shape(*shape: int) -> jax.ShapeDtypeStruct:

@@ -20,7 +20,16 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
 from jaxff.kernels.atoms import AXES, Heard, Made, PerAtom, Phase, Rows, Scaled, Shares, Step, Weights
-from jaxff.kernels.message import Geometry, Launch, Sizes, float32_shape, message_sums, total, transpose_sums
+from jaxff.kernels.message import (
+    Geometry,
+    Launch,
+    Sizes,
+    float32_shape,
+    message_sums,
+    pair_bars_shape,
+    total,
+    transpose_sums,
+)
 from jaxff.models.parameters import Params
 
 SLOTS, WARPS = 32, 4  # pairs that a program takes at once, and its warps
@@ -35,7 +44,7 @@ def fits(tree: Params, hidden_dim: int) -> bool:
 
 
 def run_programs(step: Step, phases: Sequence[Phase], weights: Weights, state: Made, heard: Heard) -> tuple[Made, Any]:
-    """What `atoms.run_arrays` returns, by a kernel for each phase; pair gradients by programs' channels, [P, 4, E]."""
+    """What `atoms.run_arrays` returns, by a kernel for each phase; pair gradients by vectors and parts, [P, 3, E]."""
     pair_bars = None
     for k, phase in enumerate(phases):
         made, bars = _launch(step, phase, weights, state, heard if k == 0 else None)
@@ -246,15 +255,16 @@ class _Noting(dict[str, Any]):
 def _launch(step: Step, phase: Phase, weights: Weights, state: Made, heard: Heard | None) -> tuple[Made, Any]:
     """One phase as a kernel: what it makes, and the pair gradients of a message transposed."""
     f, parts = step.config.hidden_dim, step.launch.parts
-    n, pairs = jax.tree.leaves(state)[0].shape[0], step.geometry.senders.shape[0]
+    n = jax.tree.leaves(state)[0].shape[0]
     noting, sums, remakes = _Noting(state), _sums_shape(heard, f // parts), False
     if heard is not None and heard.above is not None and heard.sources.y is not None:
         heard, remakes = heard._replace(sources=heard.sources._replace(y=None)), True  # so that memory needn't keep it
     listing, made = _listed(step, phase, weights, noting, sums, remakes)
     joined = _joined(step.model)
     out = {name: _out_shape(value, n, f, parts, name in joined) for name, value in made.items()}
-    bars = float32_shape(parts, 4, pairs) if heard is not None and heard.above is not None else None
-    sizes = Sizes(step.geometry, n, f, _pairwise(step))
+    back = heard is not None and heard.above is not None
+    bars = pair_bars_shape(parts, step.geometry, step.lengths) if back else None
+    sizes = Sizes(step.geometry, n, f, _pairwise(step), step.lengths)
     args = None if heard is None else step.geometry, heard, {name: state[name] for name in noting.read}, weights
     taken = _taken(step.model.TAKES.get(phase, {}), listing, args, (out, bars))
     results, bars = pl.pallas_call(
