@@ -19,12 +19,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxff.errors import ConfigError, StructureError
+from jaxff.interop.later import import_jax_md
 from jaxff.interop.spaces import box_is_too_small, refuse_small_box
 from jaxff.potential import Potential
 from jaxff.system import Layout, Pairs
 
-with jax.numpy_dtype_promotion("standard"):  # strict promotion fails within jax-md's import
-    from jax_md import partition
+import_jax_md()
+from jax_md import partition  # noqa: E402
 
 # jax-md keeps distances < radius, squared and rounded; the model's edges end at the cutoff, inclusive
 LIST_MARGIN = 1e-3  # Å

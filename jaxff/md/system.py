@@ -53,6 +53,9 @@ class System:
     @classmethod
     def build(cls, potential: Potential, atoms: Atoms, config: MDConfig) -> Self:
         """All pairs up to `neighbor_list_above` atoms, a neighbour list above."""
+        from jaxff.interop.later import import_jax_md
+
+        import_jax_md()
         from jax_md import simulate, space
 
         displacement, shift = space.free()
