@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -166,6 +167,28 @@ class Potential:
     def gradients_are_antisymmetric(self, pairs: Pairs) -> bool:
         """Whether dE/dr_e comes as minus that of the reverse pair: sums at the receivers then make the forces."""
         return _fused_serves(self._trees, pairs)
+
+    @property
+    def arrays(self) -> Any:
+        """What `with_arrays` takes."""
+        return self._tree, self._fused
+
+    def with_arrays(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function of (self.arrays, *args), to be compiled, of one of args which calls methods of traced arguments.
+
+        Programs then don't hold the arrays, of tens of MB, which they and a cache would move; while it is traced, no
+        other thread may use this potential.
+        """
+
+        def taking(arrays: Any, *args: Any) -> Any:
+            mine = self.arrays
+            self._tree, self._fused = arrays
+            try:
+                return function(*args)
+            finally:
+                self._tree, self._fused = mine
+
+        return taking
 
     @property
     def _trees(self) -> _Trees:

@@ -208,7 +208,6 @@ LEAN = Plan(
 
 # what is made takes the memory of what its phase reads for the last time, where programs run it
 TAKES = {
-    gate_bwd: {"v_bar": "v"},
     update_hidden_bwd: {"s_bar": "s_bar"},
     update_bwd: {"s_bar": "s_bar", "uv_bar": "uv", "vv_bar": "vv"},
     vectors_bwd: {"v_bar": "v_bar"},

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -260,8 +259,7 @@ def _launch(step: Step, phase: Phase, weights: Weights, state: Made, heard: Hear
     if heard is not None and heard.above is not None and heard.sources.y is not None:
         heard, remakes = heard._replace(sources=heard.sources._replace(y=None)), True  # so that memory needn't keep it
     listing, made = _listed(step, phase, weights, noting, sums, remakes)
-    joined = _joined(step.model)
-    out = {name: _out_shape(value, n, f, parts, name in joined) for name, value in made.items()}
+    out = {name: _out_shape(value, n, f, parts, name in step.model.JOINED) for name, value in made.items()}
     back = heard is not None and heard.above is not None
     bars = pair_bars_shape(parts, step.geometry, step.lengths) if back else None
     sizes = Sizes(step.geometry, n, f, _pairwise(step), step.lengths)
@@ -277,12 +275,6 @@ def _launch(step: Step, phase: Phase, weights: Weights, state: Made, heard: Hear
         name=f"{step.config.architecture}_{phase.__name__}",
     )(*args)
     return results, bars
-
-
-def _joined(model: ModuleType) -> set[str]:
-    """Names that are one array of all their rows: a model's, and those whose memory they take."""
-    taken = {read for names in model.TAKES.values() for made, read in names.items() if made in model.JOINED}
-    return {*model.JOINED, *taken}
 
 
 def _taken(names: Mapping[str, str], listing: _Listing, args: Any, out: Any) -> dict[int, int]:

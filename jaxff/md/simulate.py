@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -63,10 +64,11 @@ class Simulation:
         self._capacity = max(1, min(config.block // config.record_every, RECORD_BYTES // frame_bytes))
         self._frames = 1  # of the next block
         self._compiled: dict[Any, Callable[..., Any]] = {}
+        self._potential = copy(potential)  # which no other thread knows
         potential_energy, forces = potential.energy_and_forces(atoms.numbers, atoms.positions)
         start = (atoms.positions, momenta, forces)
         with self._numerics():
-            self._system = System.build(potential, atoms, config)
+            self._system = System.build(self._potential, atoms, config)
             position, momentum, force = (jnp.asarray(x, self._dtype) for x in start)
             state = self._system.state(position=position, momentum=momentum, force=force)
             self._point = Point(state, self._system.allocate(position, 0))
@@ -117,11 +119,12 @@ class Simulation:
             count = jnp.asarray(frames, jnp.int32)
             shapes = None if point.neighbors is None else point.neighbors.idx.shape
             if (every, shapes) not in self._compiled:
-                block = jax.jit(partial(self._system.block, every=every, capacity=self._capacity))
+                block = partial(self._system.block, every=every, capacity=self._capacity)
                 begin = time.perf_counter()
-                self._compiled[every, shapes] = block.lower(point, count).compile()
+                traced = jax.jit(self._potential.with_arrays(block)).lower(self._potential.arrays, point, count)
+                self._compiled[every, shapes] = traced.compile()
                 self.compile_seconds += time.perf_counter() - begin
-            end, record = self._compiled[every, shapes](point, count)
+            end, record = self._compiled[every, shapes](self._potential.arrays, point, count)
         return _Block(point, end, record, frames, every, done)
 
     def _overflowed(self, block: _Block) -> bool:
