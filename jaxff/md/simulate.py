@@ -68,7 +68,8 @@ class Simulation:
         potential_energy, forces = potential.energy_and_forces(atoms.numbers, atoms.positions)
         start = (atoms.positions, momenta, forces)
         with self._numerics():
-            self._system = System.build(self._potential, atoms, config)
+            self._build = partial(System.build, self._potential, atoms, config)
+            self._system = self._build()
             position, momentum, force = (jnp.asarray(x, self._dtype) for x in start)
             state = self._system.state(position=position, momentum=momentum, force=force)
             self._point = Point(state, self._system.allocate(position, 0))
@@ -119,8 +120,9 @@ class Simulation:
             count = jnp.asarray(frames, jnp.int32)
             shapes = None if point.neighbors is None else point.neighbors.idx.shape
             if (every, shapes) not in self._compiled:
-                block = partial(self._system.block, every=every, capacity=self._capacity)
                 begin = time.perf_counter()
+                # of a new system: jax-md's step remembers what it was traced with
+                block = partial(self._build().block, every=every, capacity=self._capacity)
                 traced = jax.jit(self._potential.with_arrays(block)).lower(self._potential.arrays, point, count)
                 self._compiled[every, shapes] = traced.compile()
                 self.compile_seconds += time.perf_counter() - begin
