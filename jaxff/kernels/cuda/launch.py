@@ -25,6 +25,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 from jaxtyping import Array
 
+from jaxff.kernels.cuda.kept import kept
+
 HOPPER = 90  # the compute capability from which a kernel may start before those before it have ended
 
 Form = Literal["PTX", "CUBIN"]
@@ -204,10 +206,21 @@ def _workers() -> ThreadPoolExecutor:
 
 
 def compiled(kernel: Kernel, capability: int, form: Form) -> bytes:
-    """For GPUs of this compute capability (90: 9.0). RuntimeError with the compiler's words if it fails."""
-    library, program, target = nvrtc(), ctypes.c_void_p(), "sm" if form == "CUBIN" else "compute"
-    defines = [f"-D{name}={value}" for name, value in kernel.defines]
-    options = [f"-arch={target}_{capability}", "-std=c++17", *defines]
+    """For GPUs of this compute capability (90: 9.0), or kept. RuntimeError with the compiler's words if it fails."""
+    target = "sm" if form == "CUBIN" else "compute"
+    options = [f"-arch={target}_{capability}", "-std=c++17", *(f"-D{name}={value}" for name, value in kernel.defines)]
+    key = _version(), form, kernel.source, *options
+    return kept(key, lambda: _compile(kernel, options, form))
+
+
+def _version() -> tuple[int, int]:
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    _check(nvrtc().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))
+    return major.value, minor.value
+
+
+def _compile(kernel: Kernel, options: Sequence[str], form: Form) -> bytes:
+    library, program = nvrtc(), ctypes.c_void_p()
     encoded = (ctypes.c_char_p * len(options))(*(x.encode() for x in options))
     _check(library.nvrtcCreateProgram(ctypes.byref(program), kernel.source.encode(), b"jaxff.cu", 0, None, None))
     try:
