@@ -1,6 +1,6 @@
 """jax-md, imported without what takes longest and what nothing here uses: that is loaded when it is first asked for.
 
-On import, jax-md's rigid bodies compute for 7 s on a CPU and 17 s on a GPU; its energies bring several libraries.
+jax-md's rigid bodies compute for seconds on import, on a GPU for longer; its energies bring several libraries.
 """
 
 from __future__ import annotations

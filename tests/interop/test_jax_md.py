@@ -1,5 +1,8 @@
 """The jax-md energy functions in open space: equal to the Potential, usable by jax-md as they are."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -189,3 +192,19 @@ def test_plain_differences_are_recognised():
     assert adapter._is_difference(lambda a, b: a - b)
     for displacement in (space.periodic(9.0)[0], lambda a, b: b - a, lambda a, b: 2 * (a - b), lambda a, b, box: a - b):
         assert not adapter._is_difference(displacement)
+
+
+def test_what_takes_long_is_imported_when_asked_for():
+    """In a process of its own: here jax-md may be there already. Under strict promotion, which fails within jax-md."""
+    code = """
+import sys
+from jaxff.interop import jax_md
+import jax
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+later = ("flax.nnx", "scipy.interpolate._fitpack_py")
+print(*(name in sys.modules for name in later))
+from jax_md import interpolate
+print(interpolate.spline.__module__, *(name in sys.modules for name in later))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stdout.split() == ["False", "False", "jax_md.interpolate", "False", "True"], result.stderr
