@@ -12,6 +12,8 @@ from jaxff.system import closest_pair
 from jaxff.validate import finite_difference_errors
 from tests.structures import CONFIGS, PAINN, STUDENT, random_params, random_structure
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 WATER = ([8, 1, 1], [[0.0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
 
 

@@ -20,6 +20,7 @@ from jaxff.system import Pairs
 from tests.structures import LAYOUTS, pairs_in_layout, random_structure
 from tests.vjp import assert_close, check_vjp, random_like
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 F, K = 4, 5
 CUTOFF = 3.0
 
