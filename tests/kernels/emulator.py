@@ -18,9 +18,17 @@ from jaxff.kernels.cuda.launch import Kernel
 COMPILER = shutil.which("g++")
 
 
+FLAGS = ("-O0", "-std=c++17", "-fPIC", "-w")
+
+
 @functools.cache
 def _folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="jaxff-cuda-")
+    """Where libraries are made, with the header compiled: it is half of what most kernels take."""
+    assert COMPILER is not None
+    folder = tempfile.TemporaryDirectory(prefix="jaxff-cuda-")
+    header = shutil.copy(Path(__file__).with_name("host.h"), folder.name)
+    subprocess.run([COMPILER, *FLAGS, "-x", "c++-header", header, "-o", f"{header}.gch"], check=True)
+    return folder
 
 
 @functools.cache
@@ -30,9 +38,9 @@ def _compiled(kernel: Kernel) -> Any:
     source, library = folder / f"{abs(hash(kernel))}.cpp", folder / f"{abs(hash(kernel))}.so"
     call = f"run_kernel({kernel.name}, args, blocks, threads, shared, {int(kernel.together)});"
     run = f'extern "C" void run(void** args, int blocks, int threads, int shared) {{ {call} }}'
-    source.write_text("\n".join([(Path(__file__).parent / "host.h").read_text(), kernel.source, run]))
+    source.write_text("\n".join(['#include "host.h"', kernel.source, run]))
     defines = [f"-D{name}={value}" for name, value in kernel.defines]
-    command = [COMPILER, "-O0", "-std=c++17", "-shared", "-fPIC", "-w", *defines, str(source), "-o", str(library)]
+    command = [COMPILER, *FLAGS, "-shared", *defines, str(source), "-o", str(library)]
     subprocess.run(command, check=True)
     return ctypes.CDLL(str(library)).run
 
