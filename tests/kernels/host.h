@@ -187,12 +187,9 @@ inline void load_a_of_8(uint32 (&a)[4], uint32 (&b)[4], const uint32* rows, int 
     for (int i = 0; i < 2; i++) a[i] = rows[(g + i * 8) * stride + t], b[i] = rows[part + (g + i * 8) * stride + t];
 }
 inline int swapped(int row, int half) { return half ^ (row >> 2 & 1); }
-inline void load_swapped(uint32 (&a)[4], const uint32* rows) {
+inline void load_swapped(uint32 (&b)[4], const uint32* rows, int apart) {
     int g = current % 32 / 4, t = current % 4;
-    for (int i = 0; i < 4; i++) {
-        int row = g + i % 2 * 8;
-        a[i] = rows[row * 8 + swapped(row, i / 2) * 4 + t];
-    }
+    for (int i = 0; i < 4; i++) b[i] = rows[i / 2 * apart + g * 8 + swapped(g, i % 2) * 4 + t];
 }
 struct Word {
     float x, y, z;
@@ -229,6 +226,9 @@ inline void copy_16(void* to, const void* from) { memcpy(to, from, 16); }
 inline void end_copies() {}
 template <int LATER>
 inline void wait_for_copies() {}
+inline void bulk_copy(float* to, const float* from, int bytes, uint64*) { memcpy(to, from, bytes); }
+inline bool elected() { return current % 32 == 0; }
+inline void arrive_with(uint64* b, int) { ++*b; }
 inline void barriers_made() {}
 inline float4 early(const float4* from) { return *from; }
 

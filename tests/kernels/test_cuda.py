@@ -151,17 +151,26 @@ def close_where_present(got: Sequence[Any], expected: Sequence[Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("has_b", "has_y", "slots", "n", "blocks"),
-    [(True, True, 70, 19, 2), (False, False, 70, 11, 2), (False, True, 130, 11, 1), (True, True, 3, 35, 4)],
+    ("has_b", "has_y", "slots", "n", "blocks", "stages"),
+    [
+        (True, True, 70, 19, 2, 6),
+        (False, False, 70, 11, 2, 6),
+        (False, True, 130, 11, 1, 1),
+        (True, False, 50, 11, 1, 2),
+        (True, True, 3, 35, 4, 6),
+    ],
 )
 def test_messages_of_many_pairs(
-    has_b: bool, has_y: bool, slots: int, n: int, blocks: int, monkeypatch: pytest.MonkeyPatch
+    has_b: bool, has_y: bool, slots: int, n: int, blocks: int, stages: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More pairs an atom than a block takes at once, or few, some of which don't count, against float64.
 
-    Blocks share groups of atoms, also one of whose turns a block has none.
+    Blocks share groups of atoms, also one of whose turns a block has none. What senders have comes long before it is
+    needed, or as soon as there is a place for it.
     """
     monkeypatch.setattr(engine, "multiprocessors", lambda: blocks)
+    monkeypatch.setattr(engine, "STAGES", stages)
+    engine._message_kernel.cache_clear()
     f, rng = 48, np.random.default_rng(slots)
     table = smooth_table(rng, (2 + has_y) * f)
     (filters,) = engine._filters([table])
@@ -503,13 +512,12 @@ def test_few_functions_make_the_filters() -> None:
     made = engine._filters([table])[0]
     bins, width = made["basis"].shape[:2]
     assert bins > 1
-    words = made["matrices"].view(np.float16).astype(np.float64).reshape(bins, 6, 2, 32, 2, 4).sum(axis=4)
-    lane, tile = np.arange(32), np.arange(2)[:, None]
-    columns = 4 * (lane // 4 // 2) + 2 * tile + lane // 4 % 2
-    rows = np.stack([2 * (lane % 4), 2 * (lane % 4) + 1, 2 * (lane % 4) + 8, 2 * (lane % 4) + 9], axis=-1)
+    words = made["matrices"].view(np.float16).astype(np.float64).reshape(bins, 6, 2, 2, 16, 4, 2).sum(axis=3)
     c = np.empty((bins, 16, 96))
-    for group, j, lane_ in np.ndindex(6, 2, 32):
-        c[:, rows[lane_], 16 * group + columns[j, lane_]] = words[:, group, j, lane_] * made["scales"][0]
+    for group, tile, lane, word, half in np.ndindex(6, 2, 16, 4, 2):
+        row, column = 2 * (lane % 4) + 8 * (word // 2) + half, 4 * (lane // 4) + 2 * tile + word % 2
+        function = row // 2 + 8 * (row % 2)  # k and k + 8 lie side by side
+        c[:, function, 16 * group + column] = words[:, group, tile, lane, word, half] * made["scales"][0]
     for k in range(bins):
         here = table[k * engine._step(width) :][:width]
         cubics = np.asarray(made["basis"][k], np.float64).transpose(2, 0, 1)[:, : len(here)] @ c[k]

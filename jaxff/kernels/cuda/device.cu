@@ -94,13 +94,14 @@ __device__ __forceinline__ void load_a_of_8(uint32 (&a)[4], uint32 (&b)[4], cons
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(a[0]), "=r"(a[1]), "=r"(b[0]), "=r"(b[1]) : "r"(from) : "memory");
 }
-// of 16 rows of 16 halves that lie without gaps, the two halves of a row where `swapped` says
+// of rows of 16 halves that lie without gaps, where the two halves of a row are
 __device__ __forceinline__ int swapped(int row, int half) { return half ^ (row >> 2 & 1); }
-__device__ __forceinline__ void load_swapped(uint32 (&a)[4], const uint32* rows) {
+// of eight such rows, and of eight that lie `apart` words behind them, both halves of each as mma takes its second operand
+__device__ __forceinline__ void load_swapped(uint32 (&b)[4], const uint32* rows, int apart) {
     int l = threadIdx.x & 31;
-    uint32 from = (uint32)__cvta_generic_to_shared(rows + (l & 15) * 8 + swapped(l & 15, l >> 4) * 4);
+    uint32 from = (uint32)__cvta_generic_to_shared(rows + (l >> 4) * apart + (l & 7) * 8 + swapped(l & 7, l >> 3 & 1) * 4);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(from) : "memory");
+                 : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3]) : "r"(from) : "memory");
 }
 
 // Three numbers and a tag, which are written and read as a whole, by blocks that run at once.
@@ -168,7 +169,35 @@ __device__ __forceinline__ void copy_16(void* to, const void* from) {
 __device__ __forceinline__ void end_copies() { asm volatile("cp.async.commit_group;" : : : "memory"); }
 template <int LATER>
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_group %0;" : : "n"(LATER) : "memory"); }
-// so that copies find the barriers
+// Bytes that come into shared memory meanwhile, of which a barrier's phase waits for as many as `arrive_with` tells it;
+// before compute capability 9.0 they have come at once.
+__device__ __forceinline__ void bulk_copy(float* to, const float* from, int bytes, uint64* b) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 : : "r"((uint32)__cvta_generic_to_shared(to)), "l"(from), "r"(bytes), "r"(place_of(b)) : "memory");
+#else
+    for (int k = 0; k < bytes / 16; k++) ((float4*)to)[k] = ((const float4*)from)[k];
+#endif
+}
+// in one lane of a warp: addresses there take no loop over lanes
+__device__ __forceinline__ bool elected() {
+#if __CUDA_ARCH__ >= 900
+    uint32 r = 0;
+    asm volatile("{.reg .b32 l; .reg .pred p; elect.sync l|p, 0xffffffff; @p mov.s32 %0, 1;}" : "+r"(r));
+    return r != 0;
+#else
+    return (threadIdx.x & 31) == 0;
+#endif
+}
+// one arrival at a barrier, of a warp whose copies these are
+__device__ __forceinline__ void arrive_with(uint64* b, int bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" : : "r"(place_of(b)), "r"(bytes) : "memory");
+#else
+    asm volatile("{.reg .b64 t; mbarrier.arrive.shared.b64 t, [%0];}" : : "r"(place_of(b)) : "memory");
+#endif
+}
+// so that copies find the barriers, or come after what was written there
 __device__ __forceinline__ void barriers_made() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("fence.proxy.async.shared::cta;" : : : "memory");

@@ -15,7 +15,7 @@ from jaxff.config import PainnConfig, StudentConfig
 from jaxff.kernels import painn, student
 from jaxff.kernels.atoms import Heard, Made, PerAtom, Phase, Step, hear
 from jaxff.kernels.cuda import cut, launch, tiles
-from jaxff.kernels.cuda.matrices import halves, power_of_two
+from jaxff.kernels.cuda.matrices import as_first, halves, power_of_two
 from jaxff.kernels.message import SOME_ATOMS, Geometry, Sources
 from jaxff.models.parameters import Params
 
@@ -30,6 +30,7 @@ FUNCTIONS = 16  # in a bin
 MOST_INTERVALS = 0x7FFF  # of arrange.cu
 FILTERS = ("basis", "matrices", "scales")  # as the kernels take them
 PAIRS, GROUP = 64, 8  # that message.cu takes at once, and of how many atoms
+STAGES, TURNS, CARRIERS = 6, 4, 4  # of message.cu: of its ring, at most; in shared memory; warps that fill both
 ATOMS = 16  # that tiles.cu and cut.cu take at once
 OWN = 32, 16  # channels of a block of cut.cu: fewer where that leaves multiprocessors idle
 ELEMENTS, SLOTS_OF_ELEMENTS = 128, 1024  # of first.cu, and how many slots an atom may have
@@ -164,11 +165,12 @@ def _filters(tables: Sequence[Float[np.ndarray, "T 4 C"]]) -> list[dict[str, Any
 
 def _of_bins(basis: Float[np.ndarray, "bins T 4 16"], weights: Float[np.ndarray, "bins 16 C"]) -> dict[str, Any]:
     bins, functions, columns = weights.shape
-    matrix, factor = halves(weights.transpose(1, 0, 2).reshape(functions, bins * columns))
+    beside = weights[:, np.arange(functions).reshape(2, -1).T.reshape(-1)]  # k and k + 8 in a word
+    matrix, factor = halves(beside.transpose(1, 0, 2).reshape(functions, bins * columns))
     slope = power_of_two(float(np.max(np.abs(basis[:, :, 1]))), 64.0)
     return {
         "basis": np.ascontiguousarray(basis.transpose(0, 1, 3, 2), np.float32),
-        "matrices": matrix.reshape(bins, columns // 16, 2, 32, 4),
+        "matrices": as_first(matrix.reshape(bins, columns // 16, 2, 32, 4)),
         "scales": np.asarray([factor, slope, 1 / slope], np.float32),
     }
 
@@ -363,12 +365,15 @@ def multiprocessors() -> int:
 
 @functools.cache
 def _message_kernel(name: str, f: int, width: int, has_b: bool, has_y: bool) -> launch.Kernel:
-    scalars, vectors = -(-f // 32), f // 16  # warps
-    turns = 4 * (PAIRS * (16 + 4) + 8 * 4) + 2 * 8 + (4 + 2) * 2 * PAIRS
-    values = 3 * 2 * PAIRS * 2 * FUNCTIONS
-    shared = turns + (values if name == "message" else 2 * values + 2 * (scalars + 4 * vectors) * PAIRS * 4)
+    back, scalars = name == "message_transpose", -(-f // 32)  # warps; twice as many have vectors
+    turns = TURNS * (
+        PAIRS * 24 + 8 * 4 + 3 * 8 + (1 + back) * 2 * PAIRS * 2 * FUNCTIONS + back * 5 * scalars * (PAIRS + 8) * 4
+    )
+    stage = 16 * 4 * ((4 if back else 1 + has_b + 3 * has_y) * f + 4) + 2 * 8
+    stages = min(STAGES, (launch.most_shared() - turns) // stage)
     defines = (("F", f), ("BIN", width), ("STEP", _step(width)), ("HAS_B", int(has_b)), ("HAS_Y", int(has_y)))
-    return launch.Kernel(name, launch.read("device.cu", "message.cu"), defines, 32 * (scalars + vectors), shared)
+    shared, source = turns + stages * stage, launch.read("device.cu", "message.cu")
+    return launch.Kernel(name, source, (*defines, ("STAGES", stages)), 32 * (3 * scalars + CARRIERS), shared)
 
 
 @functools.cache

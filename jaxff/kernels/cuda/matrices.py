@@ -33,3 +33,15 @@ def halves(matrix: Float[np.ndarray, "K C"]) -> tuple[UInt32[np.ndarray, "C/16 K
     ]
     joined = np.concatenate(blocks, axis=-1)
     return np.ascontiguousarray(joined).view(np.uint32), 1 / factor
+
+
+def as_first(words: UInt32[np.ndarray, "... 2 32 4"]) -> UInt32[np.ndarray, "... 2 2 16 4"]:
+    """Of `halves` of 16 rows, what mma takes as its first operand, for each tile the numbers and what they leave.
+
+    Lane 4 g + t of each half warp has columns 4 g + 2 tile and the one after it as rows g and g + 8.
+    """
+    lead = words.shape[:-3]
+    parts = words.reshape(*lead, 2, 4, 2, 4, 2, 2)  # tile, g, one or the next, t, [numbers, left], rows 2 t or 2 t + 8
+    k = len(lead)
+    moved = parts.transpose(*range(k), *(k + axis for axis in (0, 4, 1, 3, 5, 2)))
+    return np.ascontiguousarray(moved).reshape(*lead, 2, 2, 16, 4)

@@ -2,22 +2,26 @@
 //
 // A filter of the distance is W_c(r) = sum_k B_k(r) C_kc with few functions B, which are tabulated as cubics, in each of
 // some bins of distances (arrange.cu). A block serves eight atoms after the other eight, and of each up to eight pairs in
-// a turn, all in one bin. A warp has Wa of 32 channels or Wb and Wc of 16, two units of 16 columns each, and holds C for
-// them in registers. The tensor cores make W of 16 pairs, two of each atom, from B and C, both as sums of two halves.
-// Meanwhile the block evaluates B for the next turn.
-// Defined from outside: F, HAS_B, HAS_Y; BIN, STEP: intervals of a bin, and from one's beginning to the next one's.
+// a turn, all in one bin. A warp has 32 channels of Wa, or of Wb and Wc for four of the atoms, and holds C for them in
+// registers. The tensor cores make W of 16 pairs, two of each atom, from C and B, both as sums of two halves: channels
+// are rows and pairs columns. Carriers, warps without channels, bring turns and what senders have some time before, by bulk
+// copies into a ring in shared memory. B of the next turn is made by those that have time: warps of scalars, or carriers
+// for the transpose. All wait for what they read, not for each other.
+// Defined from outside: F, HAS_B, HAS_Y; BIN, STEP: intervals of a bin, and from one's beginning to the next one's;
+// STAGES of the ring.
 // scales: the factor of W that undoes those of B and C; of slopes, one more and its inverse.
 #define SCALARS ((F + 31) / 32)  // warps with Wa
-#define VECTORS (F / 16)         // warps with Wb and Wc
+#define VECTORS (2 * SCALARS)    // warps with Wb and Wc
 #define WARPS (SCALARS + VECTORS)
-#define THREADS (32 * WARPS)
+#define CARRIERS 4
+#define THREADS (32 * (WARPS + CARRIERS))
 #define SOURCES (HAS_B + 3 * HAS_Y)  // of vectors
 #define GROUP 8                // atoms
-#define PAIRS 64               // of a turn: four times 16, of which rows g and g + 8 are of the g-th atom
+#define PAIRS 64               // of a turn: four times 16, of which 2 a and 2 a + 1 are of the a-th atom
+#define TURNS 4                // in shared memory
 #define K 16                   // functions
 #define STRIDE (K / 2)         // words of a row of B in shared memory, whose halves change places: `swapped`
 #define PART (PAIRS * STRIDE)  // words of B's values, or slopes, in one of their two halves
-#define ROUNDS ((PAIRS * K + THREADS - 1) / THREADS)
 #define ZERO make_float4(0.f, 0.f, 0.f, 0.f)
 
 __device__ __forceinline__ float4 operator*(float4 x, float4 y) { return make_float4(x.x * y.x, x.y * y.y, x.z * y.z, x.w * y.w); }
@@ -28,52 +32,87 @@ __device__ __forceinline__ float sum(float4 x) { return (x.x + x.y) + (x.z + x.w
 __device__ __forceinline__ float4 four(const float* x, int row, int width, int channel) {
     return *(const float4*)(x + row * width + channel);
 }
+__device__ __forceinline__ float4 four(const float* x) { return *(const float4*)x; }
 
 __device__ __forceinline__ bool of_scalars() { return warp() < SCALARS; }
-// of a warp's unit: which 16 channels (none from VECTORS on), and the first four of this lane
-__device__ __forceinline__ int group(int unit) { return of_scalars() ? 2 * warp() + unit : warp() - SCALARS; }
-__device__ __forceinline__ bool has(int unit) { return F % 32 == 0 || group(unit) < VECTORS; }
-__device__ __forceinline__ int channel(int unit) { return 16 * (has(unit) ? group(unit) : 0) + 4 * (lane() & 3); }
+// of 32 channels, which this warp has; of vectors, whether the first or the last four atoms
+__device__ __forceinline__ int part() { return of_scalars() ? warp() : (warp() - SCALARS) / 2; }
+__device__ __forceinline__ int half() { return (warp() - SCALARS) & 1; }
+// the first four channels of this lane, or the first of all where it has none
+__device__ __forceinline__ bool has_channels() { return F % 32 == 0 || 32 * part() + 4 * (lane() >> 2) < F; }
+__device__ __forceinline__ int channel() { return has_channels() ? 32 * part() + 4 * (lane() >> 2) : 0; }
 
-// --- pairs ---
+__device__ __forceinline__ bool carries() { return warp() >= WARPS; }
+__device__ __forceinline__ int carrier() { return warp() - WARPS; }
+
+// --- what carriers bring ---
 
 struct Turn {
-    float4 u_t[PAIRS];     // direction and place in the interval
-    int sender[PAIRS];
-    int chunks, bin;       // of 16 pairs, 0: no turn
-    int first, last, cut;  // whether this block's first of these atoms; their last; its last, if that is not theirs
-    int atom, unused[2];   // the first of the eight
+    float4 u_t[PAIRS];                 // direction and place in the interval
+    int edge[PAIRS], interval[PAIRS];  // -1: no pair
+    int chunks, bin;                   // of 16 pairs, 0: no turn
+    int first, last, cut;              // whether this block's first of these atoms; their last; its last, if that is not theirs
+    int atom, unused[2];               // the first of the eight
 };
 
-// What warps tell each other: they don't wait until all are through with a turn, but only until all have made B of the
-// next one and the turn after it. So one may still be in the turn before.
-struct Memory {
-    Turn* turn;               // four
-    uint64* answered;         // a barrier for each turn, then one for the end of each
-    short *slot, *interval;   // of pairs: of four turns, of two; -1: no pair
-    uint32* values;           // of three turns [high, low], and likewise of slopes
-    __device__ __forceinline__ Memory(char* memory) {
-        turn = (Turn*)memory, answered = (uint64*)(turn + 4), slot = (short*)(answered + 2), interval = slot + 4 * PAIRS;
-        values = (uint32*)(interval + 2 * PAIRS);
+template <int COUNT>
+struct Place {  // of COUNT, one after the other and again
+    int at = 0, parity = 0;
+    bool again = false;
+    __device__ __forceinline__ void next() {
+        if (++at == COUNT) at = 0, parity ^= 1, again = true;
     }
-    __device__ __forceinline__ uint64* done() const { return answered + 1; }
-    __device__ __forceinline__ Turn& at(int it) const { return turn[it & 3]; }
-    __device__ __forceinline__ short* slots(int it) const { return slot + (it & 3) * PAIRS; }
-    __device__ __forceinline__ short* intervals(int it) const { return interval + (it & 1) * PAIRS; }
 };
 
-// The turns of this block: a thread loads one of a turn's pairs, and before it the word that tells which.
+// PARTS: 2 for B's values [high, low], 4 with slopes; ROW: words of what a sender has, and four, so that no two lanes
+// share a bank; SHARES: words of a turn's shares of pair gradients.
+template <int PARTS, int ROW, int SHARES>
+struct Memory {
+    Turn* turns;
+    uint64 *brought, *made, *used;  // a turn by the carriers, its B by those that make it; by warps with channels
+    uint64 *full, *empty;           // a stage of the ring by the carriers; by warps with channels
+    uint32* values;
+    float *shares, *rows;
+    __device__ __forceinline__ Memory(char* memory) {
+        turns = (Turn*)memory, brought = (uint64*)(turns + TURNS), made = brought + TURNS, used = made + TURNS, full = used + TURNS, empty = full + STAGES;
+        values = (uint32*)(empty + STAGES), shares = (float*)(values + TURNS * PARTS * PART), rows = shares + TURNS * SHARES;
+        if (thread() == 0) {
+            for (int k = 0; k < TURNS; k++)
+                barrier_init(brought + k, CARRIERS), barrier_init(made + k, PARTS == 4 ? CARRIERS : SCALARS), barrier_init(used + k, WARPS);
+            for (int k = 0; k < STAGES; k++) barrier_init(full + k, CARRIERS), barrier_init(empty + k, WARPS);
+        }
+        barriers_made();
+        sync();
+    }
+    // B of a turn
+    __device__ __forceinline__ uint32* of(int turn) const { return values + turn * PARTS * PART; }
+    // this lane's pairs of eight in a stage, when they are there: the first of them
+    __device__ __forceinline__ const float* wait(const Place<STAGES>& stage, int half) const {
+        barrier_wait(full + stage.at, stage.parity);
+        return rows + (16 * stage.at + 8 * half + 2 * (lane() & 3)) * ROW + channel();
+    }
+    // when this warp has read them
+    __device__ __forceinline__ void leave(Place<STAGES>& stage) const {
+        barrier_arrive(empty + stage.at);
+        stage.next();
+    }
+};
+
+// The turns of this block: a carrier's lane 4 c + q, of the first 16, has pair 16 c + 4 carrier + q, and before it the word
+// that tells which.
 //
 // Blocks have equal shares of all groups, so that most end within one; what one leaves there for another one to add to
 // (join.cu) goes to `rest`.
 struct Turns {
     const uint32* words;
     const float* pairs;
-    int n, slots, capacity, group, turn, end, stop;  // the next turn; the first that is not of this block
-    bool first;                                      // whether it is this block's first of its atoms
+    int n, slots, capacity, of;  // which of the eight atoms is this lane's
+    int group, turn, end, stop;  // the next turn; the first that is not of this block
+    bool first;                  // whether it is this block's first of its atoms
     uint32 word;
 
     __device__ Turns(const uint32* w, const float* p, int atoms, int s, int c) : words(w), pairs(p), n(atoms), slots(s), capacity(c), first(true) {
+        of = (4 * carrier() + lane() % 4) / 2;
         long long groups = (n + GROUP - 1) / GROUP, from = groups * block(), to = from + groups;
         group = (int)(from / blocks()), end = (int)(to / blocks());
         turn = until(group, (int)(from % blocks())), stop = until(end, (int)(to % blocks()));
@@ -91,176 +130,311 @@ struct Turns {
         return (int)((long long)(begin + lowest(found) + 1) * part / blocks());
     }
     __device__ __forceinline__ void read() {
-        word = group < end || (group == end && turn < stop) ? words[(group * capacity + turn) * GROUP + thread() % GROUP] : 0;
+        word = group < end || (group == end && turn < stop) ? words[(group * capacity + turn) * GROUP + of] : 0;
+    }
+    __device__ __forceinline__ int chunks() const { return word >> 20 & 7; }
+    __device__ __forceinline__ bool last() const { return word >> 23 & 1; }
+    __device__ __forceinline__ void advance() {
+        first = last();
+        group += first, turn = first ? 0 : turn + 1;
+        read();
     }
 };
 
 struct Loaded {
     float4 u_t;
-    int interval_slot, sender;
+    int interval, sender, edge;  // -1: no pair
+    int chunks, bin, first, last, cut, atom;
 };
 
-__device__ __forceinline__ Loaded load_turn(const Turns& turns) {
-    Loaded r = {ZERO, -1, 0};
-    int atom = turns.group * GROUP + thread() % GROUP, place = thread() / 16 * 2 + thread() / GROUP % 2;
-    if (thread() < PAIRS && place < (int)(turns.word >> 16 & 15)) {
-        int all = turns.n * turns.slots;
-        const float* from = turns.pairs + atom * turns.slots + (int)(turns.word & 0xffff) + place;
+// a turn; and goes on to the next one
+__device__ __forceinline__ Loaded load_turn(Turns& turns) {
+    int group = turns.group * GROUP;
+    Loaded r = {ZERO, -1, -1, -1, turns.chunks(), (int)(turns.word >> 24), turns.first, turns.last(), turns.group == turns.end && turns.turn + 1 == turns.stop, group};
+    int all = turns.n * turns.slots, begin = (group + turns.of) * turns.slots, place = lane() / 4 * 2 + lane() % 2;
+    if (lane() < 16 && place < (int)(turns.word >> 16 & 15)) {
+        const float* from = turns.pairs + begin + (int)(turns.word & 0xffff) + place;
         r.u_t = make_float4(from[all], from[2 * all], from[3 * all], from[0]);
-        r.interval_slot = as_int(from[5 * all]), r.sender = (int)from[4 * all];
+        r.sender = (int)from[4 * all];
+        int both = as_int(from[5 * all]);
+        r.interval = both >> 16, r.edge = begin + (both & 0xffff);
     }
+    turns.advance();
     return r;
 }
 
-// the turn that was loaded; and goes on to the next one
-__device__ __forceinline__ void keep_turn(const Memory& m, int it, const Loaded& r, Turns& turns) {
-    int p = thread();
-    if (p >= PAIRS) return;
-    Turn& turn = m.at(it);
-    turn.u_t[p] = r.u_t, turn.sender[p] = r.sender;
-    m.intervals(it)[p] = (short)(r.interval_slot >> 16), m.slots(it)[p] = r.interval_slot < 0 ? -1 : (short)(r.interval_slot & 0xffff);
-    bool last = turns.word >> 23 & 1;
-    if (p == 0) {
-        turn.chunks = turns.word >> 20 & 7, turn.bin = turns.word >> 24, turn.atom = turns.group * GROUP;
-        turn.first = turns.first, turn.last = last, turn.cut = turns.group == turns.end && turns.turn + 1 == turns.stop;
+// --- B of a turn ---
+
+// What a warp that makes it does: `begin` asks for coefficients, `end` writes values (and slopes). In each round two
+// functions of a pair are a thread's; carriers make B of the pairs that they bring.
+template <int PARTS>
+struct Maker {
+    static constexpr bool BACK = PARTS == 4;
+    static constexpr int ROUNDS = BACK ? 4 : (PAIRS * STRIDE + 32 * SCALARS - 1) / (32 * SCALARS), AT_ONCE = ROUNDS < 4 ? ROUNDS : 4;
+    const float4* basis;
+    float slope;
+    float4 c[AT_ONCE][2];  // of functions k and k + 8, whose values lie side by side
+
+    __device__ __forceinline__ int pair(int round) const {
+        return BACK ? 16 * round + 4 * carrier() + lane() / STRIDE : (thread() + round * 32 * SCALARS) / STRIDE;
     }
-    turns.group += last, turns.turn = last ? 0 : turns.turn + 1, turns.first = last;
-    turns.read();
-}
-
-// --- B of a turn: coefficients are asked for by `ask`, values (and slopes) written by `answer` ---
-
-struct Asked {
-    float4 c[ROUNDS];
-};
-
-__device__ __forceinline__ void ask(Asked& q, const Turn& turn, const short* intervals, const float4* basis) {
-    int pairs = 16 * turn.chunks, begin = turn.bin * (BIN - STEP);
+    __device__ __forceinline__ void ask(const Turn& turn, int round) {
 #pragma unroll
-    for (int m = 0; m < ROUNDS; m++) {
-        int p = (thread() + m * THREADS) / K, interval = p < pairs ? intervals[p] : -1;
-        q.c[m] = ZERO;
-        if (interval >= 0) q.c[m] = basis[(begin + interval) * K + thread() % K];
-    }
-}
-
-__device__ __forceinline__ void put(uint32* high, uint32* low, int k, float x) {
-    uint32 h, l;
-    split(x, 0.f, h, l);
-    ((unsigned short*)high)[k] = (unsigned short)h;
-    ((unsigned short*)low)[k] = (unsigned short)l;
-}
-
-template <bool SLOPES>
-__device__ __forceinline__ void answer(const Asked& q, const Turn& turn, uint32* b, float slope) {
-    int pairs = 16 * turn.chunks;
-#pragma unroll
-    for (int m = 0; m < ROUNDS; m++) {
-        int p = (thread() + m * THREADS) / K, k = thread() % K;
-        if (p >= pairs) continue;
-        float t = turn.u_t[p].w;
-        uint32* row = b + p * STRIDE + swapped(p, k / 8) * 4 - k / 8 * 4;
-        put(row, row + PART, k, cubic(q.c[m], t));
-        if (SLOPES) put(row + 2 * PART, row + 3 * PART, k, slope * cubic_slope(q.c[m], t));
-    }
-}
-
-// two turns, and B of the first
-template <bool SLOPES>
-__device__ __forceinline__ void begin(const Memory& m, Turns& turns, const float4* basis, float slope) {
-    if (thread() == 0) barrier_init(m.answered, WARPS), barrier_init(m.done(), WARPS);
-    for (int k = 0; k < 2; k++) keep_turn(m, k, load_turn(turns), turns);
-    sync();
-    Asked asked;
-    ask(asked, m.at(0), m.intervals(0), basis);
-    answer<SLOPES>(asked, m.at(0), m.values, slope);
-    sync();
-}
-
-// senders of two pairs of this lane; of the next turn after the last 16 pairs of this one
-struct Senders {
-    int of[2];
-    __device__ __forceinline__ void read(const Turn& now, const Turn& next, int chunk, int chunks) {
-        const int* from = (chunk < chunks ? now.sender + 16 * chunk : next.sender) + (lane() >> 2);
-        of[0] = from[0], of[1] = from[8];
-    }
-};
-
-// --- W of 16 pairs ---
-
-struct Weights {  // C of this warp's units
-    uint4 c[2][2];
-    __device__ __forceinline__ void load(const uint4* matrices, int bin) {
-#pragma unroll
-        for (int unit = 0; unit < 2; unit++) {
-            int which = of_scalars() ? 0 : 1 + unit;
-            bool there = has(unit) && which < 2 + HAS_Y;
-#pragma unroll
-            for (int j = 0; j < 2; j++) {
-                uint4 zero = {0, 0, 0, 0};
-                c[unit][j] = there ? matrices[((bin * (2 + HAS_Y) * VECTORS + which * VECTORS + group(unit)) * 2 + j) * 32 + lane()] : zero;
+        for (int m = 0; m < AT_ONCE; m++) {
+            int p = pair(round + m), interval = p < 16 * turn.chunks ? turn.interval[p] : -1;
+            c[m][0] = c[m][1] = ZERO;
+            if (interval >= 0) {
+                const float4* from = basis + (turn.bin * (BIN - STEP) + interval) * K + lane() % STRIDE;
+                c[m][0] = from[0], c[m][1] = from[STRIDE];
             }
         }
+    }
+    __device__ __forceinline__ void answer(const Turn& turn, int round, uint32* b) const {
+        int word = lane() % STRIDE;
+#pragma unroll
+        for (int m = 0; m < AT_ONCE; m++) {
+            int p = pair(round + m);
+            if (p >= 16 * turn.chunks) continue;
+            float t = turn.u_t[p].w;
+            uint32* to = b + p * STRIDE + swapped(p, word / 4) * 4 + word % 4;
+            split(cubic(c[m][0], t), cubic(c[m][1], t), to[0], to[PART]);
+            if (BACK) split(slope * cubic_slope(c[m][0], t), slope * cubic_slope(c[m][1], t), to[2 * PART], to[3 * PART]);
+        }
+    }
+    template <class Memory>
+    __device__ __forceinline__ void begin(const Memory& m, const Place<TURNS>& turn) {
+        barrier_wait(m.brought + turn.at, turn.parity);
+        ask(m.turns[turn.at], 0);
+    }
+    template <class Memory>
+    __device__ __forceinline__ void end(const Memory& m, const Place<TURNS>& turn) {
+        const Turn& now = m.turns[turn.at];
+        answer(now, 0, m.of(turn.at));
+        for (int round = AT_ONCE; round < ROUNDS; round += AT_ONCE) ask(now, round), answer(now, round, m.of(turn.at));
+        barrier_arrive(m.made + turn.at);
+    }
+};
+
+// --- what carriers do ---
+
+struct Piece {  // of what an atom has: so many words, whose place in a row is `at`
+    const float* from;
+    int width, at;
+};
+
+// zeros where rows of no pair would be, which are numbers ever after
+template <int ROW>
+__device__ __forceinline__ void clear_missing(float* row, const int (&of)[4]) {
+#pragma unroll
+    for (int q = 0; q < 4; q++)
+#pragma unroll 1
+        for (int k = lane(); of[q] < 0 && k < ROW; k += 32) row[q * ROW + k] = 0.f;
+    barriers_made();
+    sync_warp();
+}
+
+// finish(turn) is called when all warps are through with one of those in shared memory.
+template <int PARTS, int ROW, int SHARES, int PIECES, class Finish>
+__device__ __forceinline__ void carry(
+    const Memory<PARTS, ROW, SHARES>& m, Turns& turns, const Piece (&pieces)[PIECES], Maker<PARTS> maker, Finish finish) {
+    Place<TURNS> turn, made;
+    Place<STAGES> stage;
+    auto free = [&] {
+        if (!turn.again) return;
+        barrier_wait(m.used + turn.at, turn.parity ^ 1);
+        finish(turn.at);
+        sync_warp();
+    };
+    auto bring = [&](const Loaded& x) {
+        free();
+        Turn& to = m.turns[turn.at];
+        if (lane() < 16) {
+            int p = lane() / 4 * 16 + 4 * carrier() + lane() % 4;
+            to.u_t[p] = x.u_t, to.edge[p] = x.edge, to.interval[p] = x.interval;
+        }
+        if (carrier() == 0 && lane() == 0) {
+            to.chunks = x.chunks, to.bin = x.bin, to.first = x.first, to.last = x.last, to.cut = x.cut, to.atom = x.atom;
+        }
+        barrier_arrive(m.brought + turn.at);
+        if (Maker<PARTS>::BACK) maker.begin(m, turn);
+        turn.next();
+    };
+    auto make = [&] {
+        if (Maker<PARTS>::BACK) maker.end(m, made), made.next();
+    };
+    Loaded now = load_turn(turns), next = load_turn(turns);
+    bring(now), make();
+    while (now.chunks) {
+        bring(next);
+        Loaded after = load_turn(turns);
+        for (int c = 0; c < now.chunks; c++, stage.next()) {
+            int of[4];
+#pragma unroll
+            for (int q = 0; q < 4; q++) of[q] = of_lane(now.sender, 4 * c + q);
+            float* row = m.rows + (16 * stage.at + 4 * carrier()) * ROW;
+            if (stage.again) barrier_wait(m.empty + stage.at, stage.parity ^ 1);
+            else clear_missing<ROW>(row, of);
+            if (elected()) {
+                int there = 0;
+#pragma unroll
+                for (int q = 0; q < 4; q++) {
+                    if (of[q] < 0) continue;
+#pragma unroll
+                    for (int k = 0; k < PIECES; k++)
+                        bulk_copy(row + q * ROW + pieces[k].at, pieces[k].from + of[q] * pieces[k].width, 4 * pieces[k].width, m.full + stage.at);
+                    there++;
+                }
+                arrive_with(m.full + stage.at, there * 4 * (ROW - 4));
+            }
+            sync_warp();
+        }
+        make();
+        now = next, next = after;
+    }
+    for (int k = 1; k < TURNS; k++) free(), turn.next();
+}
+
+// --- W of 16 pairs: lane 4 g + t has channels 4 g to 4 g + 3 of pairs 2 t and 2 t + 1 of eight ---
+
+// C of this warp's channels, as mma takes its first operand: of two tiles, rows g and g + 8 are channels 4 g + 2 tile
+// and the one after it
+template <int FILTERS>
+struct Weights {
+    uint32 c[FILTERS][2][2][4];  // [tile][high, low]
+    __device__ __forceinline__ void load(const uint4* matrices, int bin, int first) {
+#pragma unroll
+        for (int f = 0; f < FILTERS; f++)
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                int of = ((bin * (2 + HAS_Y) + first + f) * (F / 16) + 2 * part() + lane() / 16) * 64;
+                uint4 x = {0, 0, 0, 0};
+                if (has_channels()) x = matrices[of + k * 16 + lane() % 16];
+                uint32(&to)[4] = c[f][k / 2][k % 2];
+                to[0] = x.x, to[1] = x.y, to[2] = x.z, to[3] = x.w;
+            }
     }
     // waits until they are there; nothing: 0, which the compiler must not know
     __device__ __forceinline__ void arrive(uint32 nothing) {
 #pragma unroll
-        for (int unit = 0; unit < 2; unit++)
+        for (int f = 0; f < FILTERS; f++)
 #pragma unroll
-            for (int j = 0; j < 2; j++)
-                c[unit][j].x |= nothing, c[unit][j].y |= nothing, c[unit][j].z |= nothing, c[unit][j].w |= nothing;
+            for (int k = 0; k < 16; k++) c[f][k / 8][k / 4 % 2][k % 4] |= nothing;
     }
 };
 
-struct Filters {  // by unit, for two pairs, rows g and g + 8 of the 16, and the four channels of this lane
-    float4 w[2][2];
+// B of eight pairs; b: values or slopes, [high, low]
+struct Functions {
+    uint32 x[4];
+    __device__ __forceinline__ Functions(const uint32* b, int chunk, int half) {
+        load_swapped(x, b + (16 * chunk + 8 * half) * STRIDE, PART);
+    }
 };
 
-// b: values or slopes of B, [high, low]
-__device__ __forceinline__ Filters evaluate(const uint32* b, int chunk, const Weights& w) {
-    float acc[2][2][4] = {};
-    uint32 high[4], low[4];
-    load_swapped(high, b + 16 * chunk * STRIDE);
-    load_swapped(low, b + PART + 16 * chunk * STRIDE);
+struct Filter {
+    float4 w[2];  // of two pairs
+};
+
+template <int FILTERS>
+__device__ __forceinline__ Filter evaluate(const Functions& b, const Weights<FILTERS>& c, int f) {
+    float acc[2][4] = {};
 #pragma unroll
-    for (int f = 0; f < 2; f++)
-#pragma unroll
-        for (int j = 0; j < 2; j++) {
-            mma(acc[f][j], low, w.c[f][j].x, w.c[f][j].y);
-            mma(acc[f][j], high, w.c[f][j].z, w.c[f][j].w);
-            mma(acc[f][j], high, w.c[f][j].x, w.c[f][j].y);
-        }
-    Filters r;
-#pragma unroll
-    for (int f = 0; f < 2; f++) {
-        r.w[f][0] = make_float4(acc[f][0][0], acc[f][0][1], acc[f][1][0], acc[f][1][1]);
-        r.w[f][1] = make_float4(acc[f][0][2], acc[f][0][3], acc[f][1][2], acc[f][1][3]);
+    for (int j = 0; j < 2; j++) {
+        mma(acc[j], c.c[f][j][0], b.x[2], b.x[3]);
+        mma(acc[j], c.c[f][j][1], b.x[0], b.x[1]);
+        mma(acc[j], c.c[f][j][0], b.x[0], b.x[1]);
     }
+    Filter r;
+#pragma unroll
+    for (int k = 0; k < 2; k++) r.w[k] = make_float4(acc[0][k], acc[0][2 + k], acc[1][k], acc[1][2 + k]);
     return r;
-}
-
-// four channels of b, y of an atom
-__device__ __forceinline__ void load_sources(float4* x, int atom, int channel, const float* b, const float* y) {
-    if (HAS_B) x[0] = four(b, atom, F, channel);
-#pragma unroll
-    for (int axis = 0; axis < 3 * HAS_Y; axis++) x[HAS_B + axis] = four(y, atom, 3 * F, channel + axis * F);
 }
 
 __device__ __forceinline__ void store_four(float* out, int row, int width, int channel, float4 x, float factor) {
     *(float4*)(out + row * width + channel) = factor * x;
 }
 
-// zeros where a block leaves nothing there
+// zeros where a block leaves nothing there, by the carriers
 __device__ __forceinline__ void clear_rest(const Turns& turns, float* rest, int width) {
     if (block() + 1 < blocks() && !turns.stop)
-        for (int k = thread(); k < GROUP * width; k += THREADS) rest[block() * GROUP * width + k] = 0.f;
+        for (int k = thread() - 32 * WARPS; k < GROUP * width; k += 32 * CARRIERS) rest[block() * GROUP * width + k] = 0.f;
 }
 
-__device__ __forceinline__ void load_scalars(float4 (&x)[2][2], const float* a, const Senders& from) {
+// a warp's way to the next turn, from which on this one's place is free; chunks: its, bin: whose C the warp has
+template <class Memory, class Weights>
+__device__ __forceinline__ void turn_to(const Memory& m, const Place<TURNS>& turn, const uint4* matrices, Weights& c, int filter, int& chunks, int& bin) {
+    barrier_wait(m.made + turn.at, turn.parity);
+    chunks = m.turns[turn.at].chunks;
+    int other = m.turns[turn.at].bin;
+    if (chunks && other != bin) c.load(matrices, bin = other, filter);
+}
+
+// a row: a, then b and y where there are
+typedef Memory<2, (1 + SOURCES) * F + 4, 0> Forward;
+template <bool SCALAR>
+__device__ __forceinline__ void sum_up(const Forward& m, const float4* basis, const uint4* matrices, float factor, int n, float* ds, float* dv, float* rest) {
+    constexpr int FILTERS = SCALAR ? 1 : 1 + HAS_Y, ROW = (1 + SOURCES) * F + 4;
+    Place<TURNS> turn;
+    Place<STAGES> stage;
+    Weights<FILTERS> c;
+    float4 sums[3] = {ZERO, ZERO, ZERO};  // of the vectors, or of the scalars of two atoms
+    Maker<2> maker = {basis, 0.f};
+    if (SCALAR) maker.begin(m, turn), maker.end(m, turn);
+    int chunks, bin = -1;
+    turn_to(m, turn, matrices, c, SCALAR ? 0 : 1, chunks, bin);
+    while (chunks) {
+        Place<TURNS> next = turn;
+        next.next();
+        if (SCALAR) maker.begin(m, next);
+        const Turn& now = m.turns[turn.at];
+        const uint32* mine = m.of(turn.at);
+        c.arrive((uint32)chunks >> 8);
+        for (int chunk = 0; chunk < chunks; chunk++) {
+            if constexpr (SCALAR) {
+                Filter a[2] = {evaluate(Functions(mine, chunk, 0), c, 0), evaluate(Functions(mine, chunk, 1), c, 0)};
+                const float* rows = m.wait(stage, 0);
 #pragma unroll
-    for (int r = 0; r < 2; r++)
+                for (int h = 0; h < 2; h++)
 #pragma unroll
-        for (int unit = 0; unit < 2; unit++) x[r][unit] = four(a, from.of[r], F, channel(unit));
+                    for (int k = 0; k < 2; k++) sums[h] = sums[h] + a[h].w[k] * four(rows + (8 * h + k) * ROW);
+            } else {
+                Functions functions(mine, chunk, half());
+                Filter b = evaluate(functions, c, 0), y;
+                if (HAS_Y) y = evaluate(functions, c, FILTERS - 1);
+                const float* rows = m.wait(stage, half());
+#pragma unroll
+                for (int k = 0; k < 2; k++, rows += ROW) {
+                    float4 u = now.u_t[16 * chunk + 8 * half() + 2 * (lane() & 3) + k];
+                    float4 w = HAS_B ? b.w[k] * four(rows + F) : b.w[k];
+                    sums[0] = sums[0] + u.x * w;
+                    sums[1] = sums[1] + u.y * w;
+                    sums[2] = sums[2] + u.z * w;
+#pragma unroll
+                    for (int axis = 0; axis < 3 * HAS_Y; axis++)
+                        sums[axis] = sums[axis] + y.w[k] * four(rows + (1 + HAS_B + axis) * F);
+                }
+            }
+            m.leave(stage);
+            if (SCALAR && chunk == min(1, chunks - 1)) maker.end(m, next);
+        }
+        bool last = now.last, cut = now.cut;
+        int first = now.atom;
+        barrier_arrive(m.used + turn.at);
+        turn = next;
+        turn_to(m, turn, matrices, c, SCALAR ? 0 : 1, chunks, bin);
+        if (last || cut) {
+            float *to_s = cut ? rest : ds, *to_v = cut ? rest + F : dv;
+            int of_s = cut ? 4 * F : F, of_v = cut ? 4 * F : 3 * F;
+#pragma unroll
+            for (int k = 0; k < (SCALAR ? 2 : 3); k++) {
+                int place = 4 * (SCALAR ? k : half()) + (lane() & 3), atom = cut ? block() * GROUP + place : first + place;
+                if (has_channels() && (cut || atom < n)) {
+                    if (SCALAR) store_four(to_s, atom, of_s, channel(), sums[k], factor);
+                    else store_four(to_v, atom, of_v, channel() + k * F, sums[k], factor);
+                }
+                sums[k] = ZERO;
+            }
+        }
+    }
 }
 
 // b where there is none, y where there is none: not read
@@ -270,118 +444,171 @@ message(const float* __restrict__ pairs, const uint32* __restrict__ words, const
         const float* __restrict__ b, const float* __restrict__ y, int n, int slots, int capacity, float* __restrict__ ds,
         float* __restrict__ dv, float* __restrict__ rest) {
     SHARED(char, memory);
-    Memory m(memory);
-    Turns turns(words, pairs, n, slots, capacity);
-    int g = lane() >> 2;
-    clear_rest(turns, rest, 4 * F);
-    begin<false>(m, turns, basis, 0.f);
-    Weights c;
-    c.load(matrices, m.at(0).bin);
-    float4 sums[3] = {ZERO, ZERO, ZERO};  // of the vectors, or of the scalars of each unit
-    float4 scalars[2][2], heard[2][SOURCES + 1];  // of the pairs that come next
-    Senders from;
-    from.read(m.at(0), m.at(1), 0, 1);
-    if (of_scalars()) load_scalars(scalars, a, from);
-    else
-        for (int r = 0; r < 2; r++) load_sources(heard[r], from.of[r], channel(0), b, y);
-    for (int it = 0;; it++) {
-        const Turn &now = m.at(it), &next = m.at(it + 1);
-        const uint32* mine = m.values + it % 3 * 2 * PART;
-        int chunks = now.chunks;
-        if (!chunks) break;
-        c.arrive((uint32)chunks >> 8);
-        Loaded after = load_turn(turns);
-        Asked asked;
-        ask(asked, next, m.intervals(it + 1), basis);
-        from.read(now, next, 1, chunks);
-        auto prepare_next = [&] {
-            answer<false>(asked, next, m.values + (it + 1) % 3 * 2 * PART, 0.f);
-            keep_turn(m, it + 2, after, turns);
-            barrier_arrive(m.answered);
-        };
-        if (of_scalars()) {
-            for (int chunk = 0; chunk < chunks; chunk++) {
-                Filters filter = evaluate(mine, chunk, c);
+    Forward m(memory);
+    if (carries()) {
+        Turns turns(words, pairs, n, slots, capacity);
+        clear_rest(turns, rest, 4 * F);
+#if HAS_B && HAS_Y
+        Piece pieces[] = {{a, F, 0}, {b, F, F}, {y, 3 * F, 2 * F}};
+#elif HAS_B
+        Piece pieces[] = {{a, F, 0}, {b, F, F}};
+#elif HAS_Y
+        Piece pieces[] = {{a, F, 0}, {y, 3 * F, F}};
+#else
+        Piece pieces[] = {{a, F, 0}};
+#endif
+        carry(m, turns, pieces, Maker<2>{basis, 0.f}, [](int) {});
+    } else if (of_scalars()) sum_up<true>(m, basis, matrices, scales[0], n, ds, dv, rest);
+    else sum_up<false>(m, basis, matrices, scales[0], n, ds, dv, rest);
+}
+
+// Sums over the eight lanes of a pair: one of two numbers each, by the first bit of g; by the others which of more.
+__device__ __forceinline__ float one_of(bool second, float x, float y, int mask) {
+    return (second ? y : x) + from_lane(second ? x : y, mask);
+}
+
+#define SHARE (PAIRS + 8)  // words of a row of a warp's share: no two lanes that write it share a bank
+// 32 channels' share of [D, U_xyz] of two pairs, of which lane 4 g + t keeps one number of one pair
+__device__ __forceinline__ void keep_share(float* share, int first, const float (&d)[2], const float (&u)[2][3]) {
+    bool odd = lane() & 4, upper = lane() & 8, last = lane() & 16;
+    float k0 = one_of(odd, d[0], d[1], 4), k1 = one_of(odd, u[0][0], u[1][0], 4);
+    float k2 = one_of(odd, u[0][1], u[1][1], 4), k3 = one_of(odd, u[0][2], u[1][2], 4);
+    float x = one_of(last, one_of(upper, k0, k2, 8), one_of(upper, k1, k3, 8), 16);
+    share[(2 * upper + last) * SHARE + first + 2 * (lane() & 3) + odd] = x;
+}
+
+// the same of D alone, of two times two pairs
+__device__ __forceinline__ void keep_share(float* share, int first, const float (&d)[2][2]) {
+    bool odd = lane() & 4, upper = lane() & 8;
+    float x = one_of(upper, one_of(odd, d[0][0], d[0][1], 4), one_of(odd, d[1][0], d[1][1], 4), 8);
+    x += from_lane(x, 16);
+    if (lane() < 16) share[first + 8 * upper + 2 * (lane() & 3) + odd] = x;
+}
+
+// [D] of scalars, by 32 channels, then [D, U_xyz] of vectors
+#define SHARES (5 * SCALARS * SHARE)
+// the sums of all shares of a carrier's pairs in a turn
+__device__ __forceinline__ void add_shares(const float* shares, const Turn& turn, int all, const float* scales, float* pair_bars) {
+    int pair = lane() % 16 / 4 * 16 + 4 * carrier() + lane() % 4, edge = turn.edge[pair];
+    if (edge < 0) return;
 #pragma unroll
-                for (int r = 0; r < 2; r++)
+    for (int k = 0; k < 2; k++) {
+        int row = 2 * k + lane() / 16;
+        float total = 0.f;
 #pragma unroll
-                    for (int unit = 0; unit < 2; unit++) sums[unit] = sums[unit] + filter.w[unit][r] * scalars[r][unit];
-                load_scalars(scalars, a, from);
-                from.read(now, next, chunk + 2, chunks);
-                if (chunk == min(1, chunks - 1)) prepare_next();
-            }
-        } else {
-            for (int chunk = 0; chunk < chunks; chunk++) {
-                Filters filter = evaluate(mine, chunk, c);
-#pragma unroll
-                for (int r = 0; r < 2; r++) {
-                    float4 u = now.u_t[16 * chunk + g + 8 * r];
-                    float4 w = HAS_B ? filter.w[0][r] * heard[r][0] : filter.w[0][r];
-                    sums[0] = sums[0] + u.x * w;
-                    sums[1] = sums[1] + u.y * w;
-                    sums[2] = sums[2] + u.z * w;
-#pragma unroll
-                    for (int axis = 0; axis < 3 * HAS_Y; axis++) sums[axis] = sums[axis] + filter.w[1][r] * heard[r][HAS_B + axis];
-                    load_sources(heard[r], from.of[r], channel(0), b, y);
-                }
-                from.read(now, next, chunk + 2, chunks);
-                if (chunk == min(1, chunks - 1)) prepare_next();
-            }
+        for (int part = 0; part < SCALARS; part++) {
+            if (row == 0) total += shares[part * SHARE + pair];
+            total += shares[(SCALARS + 4 * part + row) * SHARE + pair];
         }
-        if (next.chunks && next.bin != now.bin) c.load(matrices, next.bin);
-        if (now.last || now.cut) {
-            bool here = now.cut || now.atom + g < n;
-            float *to_s = now.cut ? rest : ds, *to_v = now.cut ? rest + F : dv;
-            int atom = now.cut ? block() * GROUP + g : now.atom + g, of_s = now.cut ? 4 * F : F, of_v = now.cut ? 4 * F : 3 * F;
-#pragma unroll
-            for (int k = 0; k < 3; k++) {
-                if (here) {
-                    if (!of_scalars()) store_four(to_v, atom, of_v, channel(0) + k * F, sums[k], scales[0]);
-                    else if (k < 2 && has(k)) store_four(to_s, atom, of_s, channel(k), sums[k], scales[0]);
-                }
-                sums[k] = ZERO;
-            }
-        }
-        barrier_wait(m.answered, it & 1);
+        pair_bars[row * all + edge] = scales[0] * (row ? total : scales[2] * total);
     }
 }
 
-// a warp's share of [D, U_xyz] of two pairs: over the four lanes of a pair, of which lane t keeps row t & 1, and of it D
-// and Ux (t < 2) or Uy and Uz
-__device__ __forceinline__ void keep_share(float* share, int chunk, const float (&d)[2], const float (&u)[2][3]) {
-    int g = lane() >> 2;
-    bool odd = lane() & 1, upper = lane() & 2;
-    float k0 = (odd ? d[1] : d[0]) + from_lane(odd ? d[0] : d[1], 1);
-    float k1 = (odd ? u[1][0] : u[0][0]) + from_lane(odd ? u[0][0] : u[1][0], 1);
-    float k2 = (odd ? u[1][1] : u[0][1]) + from_lane(odd ? u[0][1] : u[1][1], 1);
-    float k3 = (odd ? u[1][2] : u[0][2]) + from_lane(odd ? u[0][2] : u[1][2], 1);
-    int pair = 16 * chunk + g + 8 * odd;
-    share[2 * upper * PAIRS + pair] = (upper ? k2 : k0) + from_lane(upper ? k0 : k2, 2);
-    share[(2 * upper + 1) * PAIRS + pair] = (upper ? k3 : k1) + from_lane(upper ? k1 : k3, 2);
-}
+// what a transposed message reads of receivers, and makes
+struct Ends {
+    const float *a, *b, *y;
+    float *a_bar, *b_bar, *y_bar, *rest;
+};
 
-// the same of D alone
-__device__ __forceinline__ void keep_share(float* share, int chunk, const float (&d)[2]) {
-    bool odd = lane() & 1;
-    float sum = (odd ? d[1] : d[0]) + from_lane(odd ? d[0] : d[1], 1);
-    sum += from_lane(sum, 2);
-    if (!(lane() & 2)) share[16 * chunk + (lane() >> 2) + 8 * odd] = sum;
-}
-
-// the sums of all warps' shares, of a turn: [D] of each scalars' warp, then [D, U_xyz] of each vectors'
-#define SHARES ((SCALARS + 4 * VECTORS) * PAIRS)
-__device__ __forceinline__ void add_shares(const float* shares, const Memory& m, int it, int n, int slots, const float* scales, float* pair_bars) {
-    for (int k = thread(); k < 4 * PAIRS; k += THREADS) {
-        int slot = m.slots(it)[k % PAIRS];
-        if (slot < 0) continue;
-        float total = 0.f;
+// a row: p, then q
+typedef Memory<4, 4 * F + 4, SHARES> Backward;
+template <bool SCALAR>
+__device__ __forceinline__ void transpose(const Backward& m, const uint4* matrices, float factor, int n, const Ends& of) {
+    constexpr int FILTERS = SCALAR ? 1 : 1 + HAS_Y, ROW = 4 * F + 4, ALL = (1 + SOURCES) * F;  // what an atom has in `rest`
+    Place<TURNS> turn;
+    Place<STAGES> stage;
+    Weights<FILTERS> c;
+    float4 own[4], bars[4];  // of b and y, or of a for two atoms
+    int chunks, bin = -1;
+    turn_to(m, turn, matrices, c, SCALAR ? 0 : 1, chunks, bin);
+    while (chunks) {
+        const Turn& now = m.turns[turn.at];
+        const uint32* mine = m.of(turn.at);
+        float* share = m.shares + turn.at * SHARES + (SCALAR ? part() : SCALARS + 4 * part()) * SHARE;
+        c.arrive((uint32)chunks >> 8);
+        if (now.first) {
 #pragma unroll
-        for (int warp = 0; warp < SCALARS; warp++)
-            if (k < PAIRS) total += shares[warp * PAIRS + k];
+            for (int h = 0; h < 1 + SCALAR; h++) {
+                int atom = min(now.atom + 4 * (SCALAR ? h : half()) + (lane() & 3), n - 1);
+                if (SCALAR) own[h] = four(of.a, atom, F, channel());
+                else {
+                    if (HAS_B) own[0] = four(of.b, atom, F, channel());
 #pragma unroll
-        for (int warp = 0; warp < VECTORS; warp++) total += shares[(SCALARS + 4 * warp) * PAIRS + k];
-        int edge = (m.at(it).atom + k % GROUP) * slots + slot;
-        pair_bars[k / PAIRS * (n * slots) + edge] = scales[0] * (k < PAIRS ? scales[2] * total : total);
+                    for (int axis = 0; axis < 3 * HAS_Y; axis++) own[HAS_B + axis] = four(of.y, atom, 3 * F, channel() + axis * F);
+                }
+            }
+#pragma unroll
+            for (int k = 0; k < 4; k++) bars[k] = ZERO;
+        }
+        for (int chunk = 0; chunk < chunks; chunk++) {
+            if constexpr (SCALAR) {
+                float d[2][2];
+                const float* rows = m.wait(stage, 0);
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    Filter value = evaluate(Functions(mine, chunk, h), c, 0), slope = evaluate(Functions(mine + 2 * PART, chunk, h), c, 0);
+#pragma unroll
+                    for (int k = 0; k < 2; k++) {
+                        float4 pj = four(rows + (8 * h + k) * ROW);
+                        bars[h] = bars[h] + value.w[k] * pj, d[h][k] = sum(own[h] * pj * slope.w[k]);
+                    }
+                }
+                m.leave(stage);
+                keep_share(share, 16 * chunk, d);
+            } else {
+                float4 along[2], yq[2];
+                float d[2], u_bar[2][3];
+                Functions values(mine, chunk, half());
+                Filter b = evaluate(values, c, 0), y;
+                if (HAS_Y) y = evaluate(values, c, FILTERS - 1);
+                const float* rows = m.wait(stage, half());
+#pragma unroll
+                for (int k = 0; k < 2; k++, rows += ROW) {
+                    float4 qj[3] = {four(rows + F), four(rows + 2 * F), four(rows + 3 * F)};
+                    float4 u = now.u_t[16 * chunk + 8 * half() + 2 * (lane() & 3) + k], w = b.w[k];
+                    along[k] = u.x * qj[0] + u.y * qj[1] + u.z * qj[2];
+                    if (HAS_B) {
+                        bars[0] = bars[0] - w * along[k];
+                        w = own[0] * w;
+                        along[k] = own[0] * along[k];
+                    }
+#pragma unroll
+                    for (int axis = 0; axis < 3; axis++) u_bar[k][axis] = sum(w * qj[axis]);
+#if HAS_Y
+#pragma unroll
+                    for (int axis = 0; axis < 3; axis++) bars[HAS_B + axis] = bars[HAS_B + axis] + y.w[k] * qj[axis];
+                    yq[k] = own[HAS_B] * qj[0] + own[1 + HAS_B] * qj[1] + own[2 + HAS_B] * qj[2];
+#endif
+                }
+                m.leave(stage);
+                Functions slopes(mine + 2 * PART, chunk, half());
+                b = evaluate(slopes, c, 0);
+                if (HAS_Y) y = evaluate(slopes, c, FILTERS - 1);
+#pragma unroll
+                for (int k = 0; k < 2; k++) d[k] = HAS_Y ? sum(yq[k] * y.w[k] - along[k] * b.w[k]) : sum(ZERO - along[k] * b.w[k]);
+                keep_share(share, 16 * chunk + 8 * half(), d, u_bar);
+            }
+        }
+        bool last = now.last, cut = now.cut;
+        int first = now.atom;
+        barrier_arrive(m.used + turn.at);
+        turn.next();
+        turn_to(m, turn, matrices, c, SCALAR ? 0 : 1, chunks, bin);
+        if (!last && !cut) continue;
+        float *to_a = cut ? of.rest : of.a_bar, *to_b = cut ? of.rest + F : of.b_bar, *to_y = cut ? of.rest + (1 + HAS_B) * F : of.y_bar;
+        int of_one = cut ? ALL : F, of_y = cut ? ALL : 3 * F;
+#pragma unroll
+        for (int h = 0; h < 1 + SCALAR; h++) {
+            int place = 4 * (SCALAR ? h : half()) + (lane() & 3), atom = cut ? block() * GROUP + place : first + place;
+            if (!has_channels() || (!cut && atom >= n)) continue;
+            if (SCALAR) store_four(to_a, atom, of_one, channel(), bars[h], factor);
+            else {
+                if (HAS_B) store_four(to_b, atom, of_one, channel(), bars[0], factor);
+#pragma unroll
+                for (int axis = 0; axis < 3 * HAS_Y; axis++)
+                    store_four(to_y, atom, of_y, channel() + axis * F, bars[HAS_B + axis], factor);
+            }
+        }
     }
 }
 
@@ -394,126 +621,13 @@ message_transpose(const float* __restrict__ pairs, const uint32* __restrict__ wo
                   const float* __restrict__ y, int n, int slots, int capacity, float* __restrict__ a_bar,
                   float* __restrict__ b_bar, float* __restrict__ y_bar, float* __restrict__ rest, float* __restrict__ pair_bars) {
     SHARED(char, memory);
-    Memory m(memory);
-    float* shares = (float*)(m.values + 12 * PART);  // two of SHARES
-    Turns turns(words, pairs, n, slots, capacity);
-    int g = lane() >> 2;
-    constexpr int ALL = (1 + SOURCES) * F;  // what an atom has in `rest`
-    clear_rest(turns, rest, ALL);
-    begin<true>(m, turns, basis, scales[1]);
-    Weights c;
-    c.load(matrices, m.at(0).bin);
-    float4 own[4], bars[4];                // of b and y, or of a for each unit
-    float4 scalars[2][2], vectors[2][3];  // p and q of the pairs that come next
-    auto load_vectors = [&](int r, int sender) {
-#pragma unroll
-        for (int axis = 0; axis < 3; axis++) vectors[r][axis] = four(q, sender, 3 * F, channel(0) + axis * F);
-    };
-    Senders from;
-    from.read(m.at(0), m.at(1), 0, 1);
-    if (of_scalars()) load_scalars(scalars, p, from);
-    else
-        for (int r = 0; r < 2; r++) load_vectors(r, from.of[r]);
-    for (int it = 0;; it++) {
-        const Turn &now = m.at(it), &next = m.at(it + 1);
-        const uint32* mine = m.values + it % 3 * 4 * PART;
-        int chunks = now.chunks;
-        auto add_shares_before = [&] {
-            if (it == 0) return;
-            barrier_wait(m.done(), (it - 1) & 1);
-            add_shares(shares + ((it - 1) & 1) * SHARES, m, it - 1, n, slots, scales, pair_bars);
-        };
-        if (!chunks) {
-            add_shares_before();
-            break;
-        }
-        c.arrive((uint32)chunks >> 8);
-        float* share = shares + (it & 1) * SHARES + (of_scalars() ? warp() : 4 * warp() - 3 * SCALARS) * PAIRS;
-        Loaded after = load_turn(turns);
-        Asked asked;
-        ask(asked, next, m.intervals(it + 1), basis);
-        from.read(now, next, 1, chunks);
-        auto prepare_next = [&] {
-            answer<true>(asked, next, m.values + (it + 1) % 3 * 4 * PART, scales[1]);
-            keep_turn(m, it + 2, after, turns);
-            add_shares_before();
-            barrier_arrive(m.answered);
-        };
-        if (now.first) {
-            int atom = min(now.atom + g, n - 1);
-            if (of_scalars()) own[0] = four(a, atom, F, channel(0)), own[1] = four(a, atom, F, channel(1));
-            else load_sources(own, atom, channel(0), b, y);
-#pragma unroll
-            for (int k = 0; k < 4; k++) bars[k] = ZERO;
-        }
-        if (of_scalars()) {
-            for (int chunk = 0; chunk < chunks; chunk++) {
-                float4 ap[2][2];
-                float d[2];
-                Filters filter = evaluate(mine, chunk, c);
-#pragma unroll
-                for (int r = 0; r < 2; r++)
-#pragma unroll
-                    for (int unit = 0; unit < 2; unit++) {
-                        bars[unit] = bars[unit] + filter.w[unit][r] * scalars[r][unit];
-                        ap[r][unit] = own[unit] * scalars[r][unit];
-                    }
-                load_scalars(scalars, p, from);
-                from.read(now, next, chunk + 2, chunks);
-                filter = evaluate(mine + 2 * PART, chunk, c);
-#pragma unroll
-                for (int r = 0; r < 2; r++) d[r] = sum(ap[r][0] * filter.w[0][r] + ap[r][1] * filter.w[1][r]);
-                keep_share(share, chunk, d);
-                if (chunk == min(1, chunks - 1)) prepare_next();
-            }
-        } else {
-            for (int chunk = 0; chunk < chunks; chunk++) {
-                float4 along[2], yq[2];
-                float d[2], u_bar[2][3];
-                Filters filter = evaluate(mine, chunk, c);
-#pragma unroll
-                for (int r = 0; r < 2; r++) {
-                    const float4* qj = vectors[r];
-                    float4 u = now.u_t[16 * chunk + g + 8 * r], w = filter.w[0][r];
-                    along[r] = u.x * qj[0] + u.y * qj[1] + u.z * qj[2];
-                    if (HAS_B) {
-                        bars[0] = bars[0] - w * along[r];
-                        w = own[0] * w;
-                        along[r] = own[0] * along[r];
-                    }
-#pragma unroll
-                    for (int axis = 0; axis < 3; axis++) u_bar[r][axis] = sum(w * qj[axis]);
-#if HAS_Y
-#pragma unroll
-                    for (int axis = 0; axis < 3; axis++) bars[HAS_B + axis] = bars[HAS_B + axis] + filter.w[1][r] * qj[axis];
-                    yq[r] = own[HAS_B] * qj[0] + own[1 + HAS_B] * qj[1] + own[2 + HAS_B] * qj[2];
-#endif
-                    load_vectors(r, from.of[r]);
-                }
-                from.read(now, next, chunk + 2, chunks);
-                filter = evaluate(mine + 2 * PART, chunk, c);
-#pragma unroll
-                for (int r = 0; r < 2; r++)
-                    d[r] = HAS_Y ? sum(yq[r] * filter.w[1][r] - along[r] * filter.w[0][r]) : sum(ZERO - along[r] * filter.w[0][r]);
-                keep_share(share, chunk, d, u_bar);
-                if (chunk == min(1, chunks - 1)) prepare_next();
-            }
-        }
-        if (next.chunks && next.bin != now.bin) c.load(matrices, next.bin);
-        barrier_arrive(m.done());
-        if (now.cut || (now.last && now.atom + g < n)) {
-            float *to_a = now.cut ? rest : a_bar, *to_b = now.cut ? rest + F : b_bar, *to_y = now.cut ? rest + (1 + HAS_B) * F : y_bar;
-            int atom = now.cut ? block() * GROUP + g : now.atom + g, of_one = now.cut ? ALL : F, of_y = now.cut ? ALL : 3 * F;
-#pragma unroll
-            for (int unit = 0; unit < 2; unit++)
-                if (of_scalars() && has(unit)) store_four(to_a, atom, of_one, channel(unit), bars[unit], scales[0]);
-            if (!of_scalars()) {
-                if (HAS_B) store_four(to_b, atom, of_one, channel(0), bars[0], scales[0]);
-#pragma unroll
-                for (int axis = 0; axis < 3 * HAS_Y; axis++)
-                    store_four(to_y, atom, of_y, channel(0) + axis * F, bars[HAS_B + axis], scales[0]);
-            }
-        }
-        barrier_wait(m.answered, it & 1);
-    }
+    Backward m(memory);
+    Ends of = {a, b, y, a_bar, b_bar, y_bar, rest};
+    if (carries()) {
+        Turns turns(words, pairs, n, slots, capacity);
+        clear_rest(turns, rest, (1 + SOURCES) * F);
+        Piece pieces[] = {{p, F, 0}, {q, 3 * F, F}};
+        carry(m, turns, pieces, Maker<4>{basis, scales[1]}, [&](int k) { add_shares(m.shares + k * SHARES, m.turns[k], n * slots, scales, pair_bars); });
+    } else if (of_scalars()) transpose<true>(m, matrices, scales[0], n, of);
+    else transpose<false>(m, matrices, scales[0], n, of);
 }
