@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxff.config import PainnConfig
-from jaxff.kernels.atoms import Made, Plan, Rows, inner, plus, read_in, read_on
+from jaxff.kernels.atoms import Made, Phase, Plan, Rows, inner, plus, read_in, read_on
 from jaxff.kernels.message import Sources
 from jaxff.models.parameters import Params, dense_layers
 from jaxff.ops.distance import divide_or_zero
@@ -30,7 +30,7 @@ from jaxff.ops.mlp import mlp_fwd, silu_slope
 
 SENT = ("xs", "xu", "y")  # what `sources` takes besides s and v
 BACK_SUMS = 5  # rows of a transposed message
-JOINED = ("y", "v_bar")
+JOINED = ("y", "v_bar", "sent")
 
 
 class Between(NamedTuple):
@@ -70,7 +70,9 @@ def first_sources(tree: Params, numbers: Array) -> Sources:
 
 
 def sources(state: Made) -> Sources:
-    """What atoms send of what the phases between two messages made."""
+    """What atoms send of what the phases between two messages made; one array where `beside` made it."""
+    if "sent" in state:
+        return Sources(state["sent"], None, None)
     (xs,), (xu,) = state["xs"], state["xu"]
     return Sources(xs, xu, state["y"])
 
@@ -118,6 +120,11 @@ def gate(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
     hidden = [on.own_share(state["z_gate"]) + on.bias(w.gate["c"])]
     y = [xv * x for x in on.rows(state["v"])]
     return {"xs": [xs], "xu": [xu], "xv": [xv], "y": y, "hidden_gate": hidden}
+
+
+def beside(on: Any, config: PainnConfig, w: Between, state: Made) -> Made:
+    """What is sent, side by side."""
+    return {"sent": [row for name in SENT for row in on.rows(state[name])]}
 
 
 def sent_vectors(on: Any, w: Between, kept: Made) -> Rows:
@@ -193,6 +200,7 @@ def remake_and_gate_bwd(on: Any, config: PainnConfig, w: Between, state: Made, s
     return made | gate_bwd(on, config, w, state | made, sums)
 
 
+BESIDE: Phase | None = beside
 LAST = (message_heard, update_hidden, update_last, readout, update_bwd, vectors_bwd)
 PLAN = Plan(
     (message_heard, update_hidden, update, gate),

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxff.config import StudentConfig
-from jaxff.kernels.atoms import AXES, Made, Plan, Rows, inner, plus, read_in, read_on, total
+from jaxff.kernels.atoms import AXES, Made, Phase, Plan, Rows, inner, plus, read_in, read_on, total
 from jaxff.kernels.message import Sources
 from jaxff.models.parameters import Params
 from jaxff.ops.distance import divide_or_zero
@@ -134,6 +134,7 @@ def update_bwd(on: Any, config: StudentConfig, w: Between, state: Made) -> Made:
     return {"s_bar": plus(on.rows(state["s_bar"]), [s_more]), "v_bar": v_new}
 
 
+BESIDE: Phase | None = None  # s and v are read by other phases, too
 LAST = (message_heard, update_last, readout, update_bwd)
 PLAN = LEAN = Plan((message_heard, update), {"heard": 3, "hidden": 1, "g": 2}, (hidden_bwd, update_bwd))
 

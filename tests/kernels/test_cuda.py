@@ -179,8 +179,14 @@ def test_messages_of_many_pairs(
     y, q = rng.normal(size=(2, n, 3, f))
     sources = Sources(single(a), single(b) if has_b else None, single(y) if has_y else None)
     geometry = engine.arranged(pairs.geometry, n, filters)
-    ds, dv = engine.message(sources, filters, geometry)
-    bars, halves_of_pairs = engine.message_transpose(sources, (single(p), single(q)), filters, geometry)
+    cotangents = single(p), single(q)
+    both = [
+        (engine.message(s, filters, geometry), engine.message_transpose(s, cotangents, filters, geometry))
+        for s in (sources, *([Sources(jnp.concatenate(sources, axis=1), None, None)] if has_b and has_y else []))
+    ]
+    for one, other in zip(*(jax.tree.leaves(x) for x in (both[0], both[-1])), strict=True):
+        np.testing.assert_array_equal(one, other)
+    (ds, dv), (bars, halves_of_pairs) = both[0]
 
     *sums, expected_halves = pairs.sums(a, b if has_b else np.ones_like(b), y if has_y else None, p, q)
     close_where_present((ds, dv, *bars), sums)
@@ -553,7 +559,10 @@ def test_compiles_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         launch.nvrtc()
     except ImportError as error:
         pytest.skip(str(error))
-    made = [engine._message_kernel(name, 128, 585, False, True) for name in ("message", "message_transpose")]
+    made = [
+        engine._message_kernel(name, 585, engine._Sent(128, True, True, True))
+        for name in ("message", "message_transpose")
+    ]
     made += [molecules._of_size(name, 128, 21, plan, True, True) for name, plan in molecules.PLANS.items()]
     made += [packs._of_pack(name, 3, 128, 21, 24, True, True) for name in packs.GROUPS]
     made += [engine._first_kernel(name, 128, 64, False, 61) for name in ("first_message", "first_transpose")]

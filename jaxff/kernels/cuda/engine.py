@@ -252,9 +252,12 @@ def arranged(geometry: Geometry, num_atoms: int, filters: Any) -> Arranged:
 
 
 def message(sources: Sources, filters: Any, geometry: Any) -> tuple[Float[Array, "N F"], Float[Array, "N 3F"]]:
-    """As jaxff.kernels.message.message, with filters as `prepare` makes them, and an `Arranged` geometry."""
-    n, f = sources.a.shape
-    kernel = _message_kernel("message", f, filters["basis"].shape[1], sources.b is not None, sources.y is not None)
+    """As jaxff.kernels.message.message, with filters as `prepare` makes them, and an `Arranged` geometry.
+
+    Sources may be one array a, in which a, b and y lie side by side.
+    """
+    n, sent = len(sources.a), _sent(sources, filters)
+    f, kernel = sent.f, _message_kernel("message", filters["basis"].shape[1], sent)
     arrays = (geometry.pairs, geometry.turns, *(filters[name] for name in FILTERS), *with_stand_ins(sources))
     shapes = (n, f), (n, 3 * f), (_blocks(n) * GROUP, 4 * f)
     ds, dv, rest = launch.call(kernel, arrays, _sizes(geometry, n), shapes, _blocks(n))
@@ -266,10 +269,9 @@ def message_transpose(
     sources: Sources, cotangents: tuple[Float[Array, "N F"], Float[Array, "N 3F"]], filters: Any, geometry: Any
 ) -> tuple[Sources, Float[Array, "4 E"]]:
     """As jaxff.kernels.message.message_transpose, likewise; anything for pairs that don't count."""
-    n, f = sources.a.shape
-    e = geometry.senders.shape[0]
-    has_b, has_y = sources.b is not None, sources.y is not None
-    kernel = _message_kernel("message_transpose", f, filters["basis"].shape[1], has_b, has_y)
+    n, e, sent = len(sources.a), geometry.senders.shape[0], _sent(sources, filters)
+    f, has_b, has_y, _ = sent
+    kernel = _message_kernel("message_transpose", filters["basis"].shape[1], sent)
     arrays = (
         geometry.pairs,
         geometry.turns,
@@ -283,6 +285,22 @@ def message_transpose(
     joined = iter(_with_rest(rest, [x for x in (a, b, y) if x.size]))
     bars = Sources(next(joined), next(joined) if has_b else None, next(joined) if has_y else None)
     return bars, halves_of_pairs
+
+
+class _Sent(NamedTuple):
+    """What message.cu knows of sources: channels, whether there are b and y, whether all lie in one array."""
+
+    f: int
+    has_b: bool
+    has_y: bool
+    beside: bool
+
+
+def _sent(sources: Sources, filters: Any) -> _Sent:
+    width, columns = sources.a.shape[1], 16 * filters["matrices"].shape[1]  # of two or three filters
+    if 2 * width > columns:
+        return _Sent(columns // 3, True, True, True)
+    return _Sent(width, sources.b is not None, sources.y is not None, False)
 
 
 def _with_rest(rest: Float[Array, "R C"], arrays: Sequence[Array]) -> Sequence[Array]:
@@ -364,16 +382,17 @@ def multiprocessors() -> int:
 
 
 @functools.cache
-def _message_kernel(name: str, f: int, width: int, has_b: bool, has_y: bool) -> launch.Kernel:
+def _message_kernel(name: str, width: int, sent: _Sent) -> launch.Kernel:
+    f, has_b, has_y, beside = sent
     back, scalars = name == "message_transpose", -(-f // 32)  # warps; twice as many have vectors
-    turns = TURNS * (
-        PAIRS * 24 + 8 * 4 + 3 * 8 + (1 + back) * 2 * PAIRS * 2 * FUNCTIONS + back * 5 * scalars * (PAIRS + 8) * 4
-    )
+    values, shares = (1 + back) * 2 * PAIRS * 2 * FUNCTIONS, back * 5 * scalars * (PAIRS + 8) * 4
+    turns = TURNS * (PAIRS * 24 + 8 * 4 + 3 * 8 + values + shares)
     stage = 16 * 4 * ((4 if back else 1 + has_b + 3 * has_y) * f + 4) + 2 * 8
     stages = min(STAGES, (launch.most_shared() - turns) // stage)
-    defines = (("F", f), ("BIN", width), ("STEP", _step(width)), ("HAS_B", int(has_b)), ("HAS_Y", int(has_y)))
+    of = ("F", f), ("HAS_B", int(has_b)), ("HAS_Y", int(has_y)), ("BESIDE", int(beside))
+    defines = *of, ("BIN", width), ("STEP", _step(width)), ("STAGES", stages)
     shared, source = turns + stages * stage, launch.read("device.cu", "message.cu")
-    return launch.Kernel(name, source, (*defines, ("STAGES", stages)), 32 * (3 * scalars + CARRIERS), shared)
+    return launch.Kernel(name, source, defines, 32 * (3 * scalars + CARRIERS), shared)
 
 
 @functools.cache
@@ -408,14 +427,14 @@ def run_few(
     return cut.run(step, phases, weights, state, sums, matrices, own), pair_bars
 
 
-def run_phases(
-    config: Config, phases: Sequence[Phase], weights: Any, state: Made, sums: Sequence[Array], on: Any
-) -> Made:
+def run_phases(step: Step, phases: Sequence[Phase], weights: Any, state: Made, sums: Sequence[Array], on: Any) -> Made:
     """The state with what the phases make that is read later (names: `_wanted`).
 
     sums: the message's, the vector's three rows as one array; on: what `prepare` made for these phases.
     """
-    model, f = _MODELS[config.architecture], config.hidden_dim
+    model, config, f = step.model, step.config, step.config.hidden_dim
+    if step.launch.route == "cuda" and model.BESIDE and phases == step.plan.between:
+        phases = (*phases, model.BESIDE)
     inputs = _inputs(config, phases, "v" in state or "v_bar" in state)
     kernel = _generated(config, phases, weights, "v" in state or "v_bar" in state)
     n = sums[0].shape[0]
@@ -447,8 +466,9 @@ def _phase_kernel(kernel: tiles.Generated, f: int, resident: int) -> launch.Kern
 def _wanted(config: Config, phases: Sequence[Phase]) -> tuple[str, ...]:
     model = _MODELS[config.architecture]
     for plan in (model.PLAN, model.LEAN):
-        if phases == plan.between:
-            return tuple(dict.fromkeys(("s", "v", *model.SENT, *plan.kept)))
+        for last, sent in (((), model.SENT), ((model.BESIDE,), ("sent",))):
+            if phases == (*plan.between, *last):
+                return tuple(dict.fromkeys(("s", "v", *sent, *plan.kept)))
     return ("energy", "s_bar", "v_bar") if phases == model.LAST else ("s_bar", "v_bar")
 
 

@@ -7,8 +7,8 @@
 // are rows and pairs columns. Carriers, warps without channels, bring turns and what senders have some time before, by bulk
 // copies into a ring in shared memory. B of the next turn is made by those that have time: warps of scalars, or carriers
 // for the transpose. All wait for what they read, not for each other.
-// Defined from outside: F, HAS_B, HAS_Y; BIN, STEP: intervals of a bin, and from one's beginning to the next one's;
-// STAGES of the ring.
+// Defined from outside: F, HAS_B, HAS_Y; BESIDE: whether a, b and y of an atom lie side by side, in the array a; BIN, STEP:
+// intervals of a bin, and from one's beginning to the next one's; STAGES of the ring.
 // scales: the factor of W that undoes those of B and C; of slopes, one more and its inverse.
 #define SCALARS ((F + 31) / 32)  // warps with Wa
 #define VECTORS (2 * SCALARS)    // warps with Wb and Wc
@@ -16,6 +16,8 @@
 #define CARRIERS 4
 #define THREADS (32 * (WARPS + CARRIERS))
 #define SOURCES (HAS_B + 3 * HAS_Y)  // of vectors
+#define STRIDE_A (BESIDE ? (1 + SOURCES) * F : F)  // from an atom to the next one
+#define STRIDE_Y (BESIDE ? (1 + SOURCES) * F : 3 * F)
 #define GROUP 8                // atoms
 #define PAIRS 64               // of a turn: four times 16, of which 2 a and 2 a + 1 are of the a-th atom
 #define TURNS 4                // in shared memory
@@ -30,7 +32,7 @@ __device__ __forceinline__ float4 operator+(float4 x, float4 y) { return make_fl
 __device__ __forceinline__ float4 operator-(float4 x, float4 y) { return make_float4(x.x - y.x, x.y - y.y, x.z - y.z, x.w - y.w); }
 __device__ __forceinline__ float sum(float4 x) { return (x.x + x.y) + (x.z + x.w); }
 __device__ __forceinline__ float4 four(const float* x, int row, int width, int channel) {
-    return *(const float4*)(x + row * width + channel);
+    return *(const float4*)(x + (long long)row * width + channel);
 }
 __device__ __forceinline__ float4 four(const float* x) { return *(const float4*)x; }
 
@@ -281,7 +283,7 @@ __device__ __forceinline__ void carry(
                     if (of[q] < 0) continue;
 #pragma unroll
                     for (int k = 0; k < PIECES; k++)
-                        bulk_copy(row + q * ROW + pieces[k].at, pieces[k].from + of[q] * pieces[k].width, 4 * pieces[k].width, m.full + stage.at);
+                        bulk_copy(row + q * ROW + pieces[k].at, pieces[k].from + (long long)of[q] * pieces[k].width, 4 * pieces[k].width, m.full + stage.at);
                     there++;
                 }
                 arrive_with(m.full + stage.at, there * 4 * (ROW - 4));
@@ -448,7 +450,9 @@ message(const float* __restrict__ pairs, const uint32* __restrict__ words, const
     if (carries()) {
         Turns turns(words, pairs, n, slots, capacity);
         clear_rest(turns, rest, 4 * F);
-#if HAS_B && HAS_Y
+#if BESIDE
+        Piece pieces[] = {{a, (1 + SOURCES) * F, 0}};
+#elif HAS_B && HAS_Y
         Piece pieces[] = {{a, F, 0}, {b, F, F}, {y, 3 * F, 2 * F}};
 #elif HAS_B
         Piece pieces[] = {{a, F, 0}, {b, F, F}};
@@ -530,11 +534,11 @@ __device__ __forceinline__ void transpose(const Backward& m, const uint4* matric
 #pragma unroll
             for (int h = 0; h < 1 + SCALAR; h++) {
                 int atom = min(now.atom + 4 * (SCALAR ? h : half()) + (lane() & 3), n - 1);
-                if (SCALAR) own[h] = four(of.a, atom, F, channel());
+                if (SCALAR) own[h] = four(of.a, atom, STRIDE_A, channel());
                 else {
-                    if (HAS_B) own[0] = four(of.b, atom, F, channel());
+                    if (HAS_B) own[0] = four(of.b, atom, STRIDE_A, channel());
 #pragma unroll
-                    for (int axis = 0; axis < 3 * HAS_Y; axis++) own[HAS_B + axis] = four(of.y, atom, 3 * F, channel() + axis * F);
+                    for (int axis = 0; axis < 3 * HAS_Y; axis++) own[HAS_B + axis] = four(of.y, atom, STRIDE_Y, channel() + axis * F);
                 }
             }
 #pragma unroll
@@ -622,7 +626,7 @@ message_transpose(const float* __restrict__ pairs, const uint32* __restrict__ wo
                   float* __restrict__ b_bar, float* __restrict__ y_bar, float* __restrict__ rest, float* __restrict__ pair_bars) {
     SHARED(char, memory);
     Backward m(memory);
-    Ends of = {a, b, y, a_bar, b_bar, y_bar, rest};
+    Ends of = {a, BESIDE ? a + F : b, BESIDE ? a + (1 + HAS_B) * F : y, a_bar, b_bar, y_bar, rest};
     if (carries()) {
         Turns turns(words, pairs, n, slots, capacity);
         clear_rest(turns, rest, (1 + SOURCES) * F);
