@@ -44,11 +44,15 @@ Phase = Callable[..., Made]
 
 
 class Plan(NamedTuple):
-    """Phases between two messages, what of theirs the way back reads with how many rows, and its phases."""
+    """Phases between two messages, what of theirs the way back reads with how many rows, and its phases;
+
+    what a model's `sources` takes besides s and v.
+    """
 
     between: tuple[Phase, ...]
     kept: dict[str, int]
     between_bwd: tuple[Phase, ...]
+    sent: tuple[str, ...]
 
 
 class Step(NamedTuple):

@@ -253,7 +253,7 @@ def _run(
         if step.launch.cut:
             return engine.run_few(step, phases, weights, state, heard, cuda)
         sums, pair_bars = atoms.hear(step, heard)
-        return engine.run_phases(step, phases, weights, state, sums, cuda), pair_bars
+        return engine.run_phases(step.config, phases, weights, state, sums, cuda), pair_bars
     return (programs.run_programs if step.launch.parts else atoms.run_arrays)(step, phases, weights, state, heard)
 
 

@@ -70,7 +70,7 @@ class Lengths(NamedTuple):
 
 
 class Sources(NamedTuple):
-    """What the atoms send; b None means 1, y None means 0."""
+    """What the atoms send; b None means 1, y None means 0. Or all side by side in one array a, [N, 5F]."""
 
     a: Float[Array, "N F"]
     b: Float[Array, "N F"] | None
@@ -94,7 +94,7 @@ def message(
         from jaxff.kernels.cuda import engine
 
         return engine.first_message(sources, table, geometry, numbers)
-    module = _elsewhere(launch.route)
+    sources, module = _apart(sources, table, launch), _elsewhere(launch.route)
     if module is not None:
         return module.message(sources, table, geometry)
     n, f = sources.a.shape
@@ -124,7 +124,7 @@ def message_transpose(
     Routes "native", "molecules" and "packs" give what `whole` would. Route "few" gives it by groups of channels,
     [G, 4, E], and adds it to `before`, which another message gave.
     """
-    module = _elsewhere(launch.route)
+    sources, module = _apart(sources, table, launch), _elsewhere(launch.route)
     if launch.route == "few":
         return module.message_transpose(sources, cotangents, table, geometry, before)
     if module is not None:
@@ -207,6 +207,14 @@ def whole(pair_bars: Float[Array, "..."], geometry: Geometry, num_atoms: int, la
     receivers = jnp.arange(e, dtype=jnp.int32) // slots
     reverse = senders * slots + jnp.argmax(valid[senders] == receivers[:, None], axis=1).astype(jnp.int32)
     return _joined(pair_bars, pair_bars[:, reverse])
+
+
+def _apart(sources: Sources, table: Any, launch: Launch) -> Sources:
+    """a, b and y as arrays of their own, where kernels take them so and they lie side by side."""
+    if launch.route not in ("native", "triton", "interpret") or 2 * sources.a.shape[1] <= table.shape[2]:
+        return sources
+    f = table.shape[2] // 3
+    return Sources(*(sources.a[:, begin:end] for begin, end in ((0, f), (f, 2 * f), (2 * f, 5 * f))))
 
 
 def _elsewhere(route: Route) -> Any:

@@ -22,13 +22,13 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxff.config import PainnConfig
-from jaxff.kernels.atoms import Made, Phase, Plan, Rows, inner, plus, read_in, read_on
+from jaxff.kernels.atoms import Made, Plan, Rows, inner, plus, read_in, read_on
 from jaxff.kernels.message import Sources
 from jaxff.models.parameters import Params, dense_layers
 from jaxff.ops.distance import divide_or_zero
 from jaxff.ops.mlp import mlp_fwd, silu_slope
 
-SENT = ("xs", "xu", "y")  # what `sources` takes besides s and v
+SENT = ("xs", "xu", "y")
 BACK_SUMS = 5  # rows of a transposed message
 JOINED = ("y", "v_bar", "sent")
 
@@ -200,18 +200,19 @@ def remake_and_gate_bwd(on: Any, config: PainnConfig, w: Between, state: Made, s
     return made | gate_bwd(on, config, w, state | made, sums)
 
 
-BESIDE: Phase | None = beside
 LAST = (message_heard, update_hidden, update_last, readout, update_bwd, vectors_bwd)
 PLAN = Plan(
     (message_heard, update_hidden, update, gate),
     {"v": 3, "uv": 3, "vv": 3, "hidden": 1, "a": 2, "hidden_gate": 1, "xv": 1},
     (gate_bwd, update_hidden_bwd, update_bwd, vectors_bwd),
+    SENT,
 )
 # two products more, and six rows less pass through memory
 LEAN = Plan(
-    (message_heard_and_kept, update_hidden, update, gate),
+    (message_heard_and_kept, update_hidden, update, gate, beside),
     {"heard": 3, "hidden": 1, "a": 2, "hidden_gate": 1, "xv": 1},
     (remake_and_gate_bwd, update_hidden_bwd, update_bwd, vectors_bwd),
+    ("sent",),
 )
 
 # what is made takes the memory of what its phase reads for the last time, where programs run it

@@ -16,13 +16,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxff.config import StudentConfig
-from jaxff.kernels.atoms import AXES, Made, Phase, Plan, Rows, inner, plus, read_in, read_on, total
+from jaxff.kernels.atoms import AXES, Made, Plan, Rows, inner, plus, read_in, read_on, total
 from jaxff.kernels.message import Sources
 from jaxff.models.parameters import Params
 from jaxff.ops.distance import divide_or_zero
 from jaxff.ops.mlp import silu_slope
 
-SENT = ()  # what `sources` takes besides s and v
 BACK_SUMS = 4  # rows of a transposed message
 JOINED = ("v", "v_bar")
 
@@ -134,9 +133,8 @@ def update_bwd(on: Any, config: StudentConfig, w: Between, state: Made) -> Made:
     return {"s_bar": plus(on.rows(state["s_bar"]), [s_more]), "v_bar": v_new}
 
 
-BESIDE: Phase | None = None  # s and v are read by other phases, too
 LAST = (message_heard, update_last, readout, update_bwd)
-PLAN = LEAN = Plan((message_heard, update), {"heard": 3, "hidden": 1, "g": 2}, (hidden_bwd, update_bwd))
+PLAN = LEAN = Plan((message_heard, update), {"heard": 3, "hidden": 1, "g": 2}, (hidden_bwd, update_bwd), ())
 
 # what is made takes the memory of what its phase reads for the last time, "sent" of the scalars that were sent
 TAKES = {hidden_bwd: {"s_bar": "sent"}, update_bwd: {"s_bar": "s_bar", "v_bar": "v_bar"}}

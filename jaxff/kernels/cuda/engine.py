@@ -252,10 +252,7 @@ def arranged(geometry: Geometry, num_atoms: int, filters: Any) -> Arranged:
 
 
 def message(sources: Sources, filters: Any, geometry: Any) -> tuple[Float[Array, "N F"], Float[Array, "N 3F"]]:
-    """As jaxff.kernels.message.message, with filters as `prepare` makes them, and an `Arranged` geometry.
-
-    Sources may be one array a, in which a, b and y lie side by side.
-    """
+    """As jaxff.kernels.message.message, with filters as `prepare` makes them, and an `Arranged` geometry."""
     n, sent = len(sources.a), _sent(sources, filters)
     f, kernel = sent.f, _message_kernel("message", filters["basis"].shape[1], sent)
     arrays = (geometry.pairs, geometry.turns, *(filters[name] for name in FILTERS), *with_stand_ins(sources))
@@ -427,14 +424,14 @@ def run_few(
     return cut.run(step, phases, weights, state, sums, matrices, own), pair_bars
 
 
-def run_phases(step: Step, phases: Sequence[Phase], weights: Any, state: Made, sums: Sequence[Array], on: Any) -> Made:
+def run_phases(
+    config: Config, phases: Sequence[Phase], weights: Any, state: Made, sums: Sequence[Array], on: Any
+) -> Made:
     """The state with what the phases make that is read later (names: `_wanted`).
 
     sums: the message's, the vector's three rows as one array; on: what `prepare` made for these phases.
     """
-    model, config, f = step.model, step.config, step.config.hidden_dim
-    if step.launch.route == "cuda" and model.BESIDE and phases == step.plan.between:
-        phases = (*phases, model.BESIDE)
+    model, f = _MODELS[config.architecture], config.hidden_dim
     inputs = _inputs(config, phases, "v" in state or "v_bar" in state)
     kernel = _generated(config, phases, weights, "v" in state or "v_bar" in state)
     n = sums[0].shape[0]
@@ -466,9 +463,8 @@ def _phase_kernel(kernel: tiles.Generated, f: int, resident: int) -> launch.Kern
 def _wanted(config: Config, phases: Sequence[Phase]) -> tuple[str, ...]:
     model = _MODELS[config.architecture]
     for plan in (model.PLAN, model.LEAN):
-        for last, sent in (((), model.SENT), ((model.BESIDE,), ("sent",))):
-            if phases == (*plan.between, *last):
-                return tuple(dict.fromkeys(("s", "v", *sent, *plan.kept)))
+        if phases == plan.between:
+            return tuple(dict.fromkeys(("s", "v", *plan.sent, *plan.kept)))
     return ("energy", "s_bar", "v_bar") if phases == model.LAST else ("s_bar", "v_bar")
 
 

@@ -147,7 +147,7 @@ def can_run_together() -> bool:
 
 @functools.cache
 def most_shared() -> int:
-    """Bytes of shared memory that a block may have here; without a GPU or Numba, those of all from capability 8.0 on."""
+    """Bytes of shared memory that a block may have; without a GPU or Numba, those of all from capability 8.0 on."""
     if jax.default_backend() != "gpu" or importlib.util.find_spec("numba") is None:
         return 99 * 1024
     from jaxff.kernels.cuda import registry
