@@ -9,7 +9,7 @@ import pytest
 
 from jaxff import kernels, models
 from jaxff.kernels import chain
-from jaxff.kernels.cuda import one
+from jaxff.kernels.cuda import launch, one
 from jaxff.ops import accumulate_forces
 from jaxff.system import Pairs
 from tests.kernels import GPU
@@ -95,6 +95,31 @@ def test_positions(case: Any) -> None:
     hessian = jax.grad(lambda x: jnp.vdot(jax.grad(reference)(x), direction))(jnp.asarray(positions))
     again = jax.jit(jax.grad(lambda x: jnp.vdot(jax.grad(energy)(x), direction.astype(np.float32))))(x)
     np.testing.assert_allclose(again, hessian, atol=2e-4 * np.abs(hessian).max())
+
+
+@pytest.mark.parametrize(("name", "atoms", "groups"), [("painn", 50, 13), ("student", 33, 11)])
+def test_more_atoms(name: str, atoms: int, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups of four atoms, and of three: energies and gradients by positions, the same bits in launch after launch."""
+    config, tree, fused = prepared(name)
+    if not GPU:
+        monkeypatch.setattr(one, "multiprocessors", lambda: groups * config.hidden_dim // one.CHANNELS)
+        monkeypatch.setattr(launch, "most_shared", lambda: 227 * 1024)
+    numbers, positions = random_structure(atoms)
+    vectors, inside = pairs_in_layout(positions, config.cutoff, "all")
+    exact = models.cast(tree, np.dtype("float64"))
+    energies, gradients = models.energies_and_vector_gradients(exact, config, numbers, jnp.asarray(vectors), inside)
+    senders, receivers = inside.senders, inside.receivers
+    pairs = Pairs(senders, receivers, senders != receivers, atoms, "all", symmetric=True)
+    x = jnp.asarray(positions, jnp.float32)
+    assert kernels.serves_positions(fused, config, pairs)
+    run = jax.jit(jax.value_and_grad(lambda x: kernels.energy_of_positions(fused, config, numbers, x, pairs)))
+    got, by_positions = run(x)
+    close(got, energies.sum())
+    close(by_positions, -accumulate_forces(gradients, inside))
+    for _ in range(60 if GPU else 1):
+        again = run(x)
+        assert again[0] == got
+        np.testing.assert_array_equal(again[1], by_positions)
 
 
 def test_which_molecules() -> None:
