@@ -10,7 +10,7 @@
 // atom (a). They ask for matrices RING chunks ahead. LISTENERS more sum the messages, and hand them over in `heard`.
 // Filters of the distance are W_c(r) = sum_k B_k(r) C_kc with few functions B, the same in all layers, which are tabulated as
 // cubics. A block evaluates them and their slopes for its pairs once. While the others are busy the tensor cores make a
-// message's filters from B and C, both as sums of two halves, in the registers of the listeners: TEAM warps an atom, each
+// message's filters from B and C, both as sums of two halves, in the registers of the listeners: two warps an atom, each
 // with half of the channels, of which a lane has two for pairs g and g + 8 of every 16 (mma.m16n8k16).
 // Defined from outside: N, A, PAINN, LAYERS, F, H and H2 (the readout's hidden channels; H2 is 0 where it has one layer of
 // them), FUNCTIONS (of the distance; a multiple of 4), RING, BLOCKS (of as many groups as find room), BACK (whether gradients
@@ -25,10 +25,8 @@
 #define SENDERS (16 * TILES)
 #define PAIRS (A * SENDERS)      // of a group: those of an atom that count come first
 #define NONE 255
-#define TEAM (A == 1 ? 8 : A == 2 ? 4 : 2)
-#define TURNS ((TILES + TEAM / 2 - 1) / (TEAM / 2))  // of a warp: tiles
 #define STEPS ((FUNCTIONS + 15) / 16)                // of a product
-#define PARTS (A == 1 ? 16 : A == 2 ? 8 : 4)
+#define PARTS 4  // of an atom: of three, the last lanes have none
 #define SENT (4 + PAINN)  // rows that an atom sends: a, y, b of PaiNN
 #define HALF (C / 2 * SENDERS + 16)  // of a row of what was sent: of half of the channels
 #define EACH(i, n) _Pragma("unroll") for (int i = 0; i < (n); i++)
@@ -80,7 +78,7 @@ __device__ uint32 launches, finished;  // of all that are known to have begun, a
 struct Molecule {
     const int g = block() / P, c = block() % P, h = thread() / 2, half = thread() % 2, o = thread() / 16, l = thread() % 16, a = min(l / PARTS, A - 1), part = l % PARTS;
     const bool mine = l < A * PARTS && part == 0;  // whether this thread keeps what atom a and channel o have
-    const int listener = thread() - THREADS, served = listener / 32 / TEAM, side = warp() % 2, first_tile = warp() % TEAM / 2;  // of its warp's pairs
+    const int listener = thread() - THREADS, served = listener / 64, side = warp() % 2;  // the atom of its warp
     const int first_channel = C / 2 * side + 2 * (lane() % 4);                                                               // of two of this lane's
     uint32 launched, shares, sources_sent, vectors_sent;  // exchanges until now, of all launches
     int slot = 0, round = 0;                              // of the ring of matrices
@@ -100,7 +98,7 @@ struct Molecule {
         basis = (uint4*)(ring + RING * CHUNK * THREADS), weights = basis + PAIRS / 16 * STEPS * (2 + 2 * BACK) * 32;
         arrived = (uint64*)(weights + (3 * LAYERS - 1) * STEPS * 2 * 32), there = arrived + RING, sent = there + 1, heard_there = there + 2, heard_taken = there + 3;
         sources = (float*)(arrived + BARRIERS), own = sources + SENT * 2 * HALF, slopes = own + (LAYERS * ROWS + NOW) * A * C;
-        made = slopes + LAYERS * HIDDEN * A * F, heard = made + PRODUCTS * A * C, constants = heard + TEAM / 2 * SENT * A * C;
+        made = slopes + LAYERS * HIDDEN * A * F, heard = made + PRODUCTS * A * C, constants = heard + SENT * A * C;
         tiles = (int*)(constants + CONSTANTS), sender = (unsigned char*)(tiles + A), place = sender + PAIRS;
         energy_parts = sources, read_slopes = sources + A * C;  // when no message is left to sum on the way there
     }
@@ -158,23 +156,22 @@ struct Molecule {
             }
         }
     }
-    __device__ __forceinline__ int tile_of(int turn) const { return first_tile + turn * (TEAM / 2); }
-    __device__ __forceinline__ bool has(int turn) const { return tile_of(turn) < my_tiles; }
-    // of COUNT turns of this warp: the layer's filters, or their slopes
+    __device__ __forceinline__ bool has(int tile) const { return tile < my_tiles; }
+    // of COUNT tiles of this warp: the layer's filters, or their slopes
     template <int COUNT>
     __device__ __forceinline__ void make_filters(int layer, int which, int first, float (&w)[COUNT][3][4]) const {
-        EACH(turn, COUNT) EACH(kind, 3) EACH(k, 4) w[turn][kind][k] = 0.f;
+        EACH(tile, COUNT) EACH(kind, 3) EACH(k, 4) w[tile][kind][k] = 0.f;
         const uint4* from = weights + (layer ? 3 * layer - 1 : 0) * STEPS * 64 + side * 32 + lane();
         EACH(step, STEPS) {
             uint4 b[3];
             EACH(kind, 3) if (kind < 2 || layer > 0) b[kind] = from[(kind * STEPS + step) * 64];
-            EACH(turn, COUNT) if (has(first + turn)) {
-                const uint4* at = basis + (((served * TILES + tile_of(first + turn)) * STEPS + step) * (2 + 2 * BACK) + 2 * which) * 32 + lane();
+            EACH(tile, COUNT) if (has(first + tile)) {
+                const uint4* at = basis + (((served * TILES + first + tile) * STEPS + step) * (2 + 2 * BACK) + 2 * which) * 32 + lane();
                 uint4 h = at[0], s = at[32];
                 uint32 high[4] = {h.x, h.y, h.z, h.w}, low[4] = {s.x, s.y, s.z, s.w};
-                EACH(kind, 3) if (kind < 2 || layer > 0) mma(w[turn][kind], low, b[kind].x, b[kind].y);
-                EACH(kind, 3) if (kind < 2 || layer > 0) mma(w[turn][kind], high, b[kind].z, b[kind].w);
-                EACH(kind, 3) if (kind < 2 || layer > 0) mma(w[turn][kind], high, b[kind].x, b[kind].y);
+                EACH(kind, 3) if (kind < 2 || layer > 0) mma(w[tile][kind], low, b[kind].x, b[kind].y);
+                EACH(kind, 3) if (kind < 2 || layer > 0) mma(w[tile][kind], high, b[kind].z, b[kind].w);
+                EACH(kind, 3) if (kind < 2 || layer > 0) mma(w[tile][kind], high, b[kind].x, b[kind].y);
             }
         }
     }
@@ -410,7 +407,7 @@ struct Molecule {
         }
         sync_others<LISTENERS>();
     }
-    __device__ __forceinline__ int pair_of(int turn, int r) const { return served * SENDERS + 16 * tile_of(turn) + lane() / 4 + 8 * r; }
+    __device__ __forceinline__ int pair_of(int tile, int r) const { return served * SENDERS + 16 * tile + lane() / 4 + 8 * r; }
     // a number of this lane's channels
     struct Two {
         float x[2];
@@ -420,15 +417,15 @@ struct Molecule {
         return {q.x, q.y};
     }
     __device__ __forceinline__ Two two_kept(int layer, int row) const { return two(own + ((NOW + layer * ROWS + row) * A + served) * C + first_channel); }
-    __device__ __forceinline__ float& heard_at(int part, int row, int atom, int channel) const { return heard[((part * SENT + row) * A + atom) * C + channel]; }
+    __device__ __forceinline__ float& heard_at(int row, int atom, int channel) const { return heard[(row * A + atom) * C + channel]; }
     // hands over the sums over this warp's pairs: four numbers, and of PaiNN's cotangents a fifth, of two channels each
     __device__ __forceinline__ void hand_over(float (&some)[8], float (&of_b)[2], bool fifth) {
         float sum = spread<8, 4>(some), second = fifth ? spread<8, 4>(of_b) : 0.f;
         int own = lane() / 4;
         if (messages > 0) barrier_wait(heard_taken, messages - 1 & 1);
         if (served < A) {
-            heard_at(first_tile, own / 2, served, first_channel + own % 2) = sum;
-            if (fifth && own < 2) heard_at(first_tile, SENT - 1, served, first_channel + own) = second;
+            heard_at(own / 2, served, first_channel + own % 2) = sum;
+            if (fifth && own < 2) heard_at(SENT - 1, served, first_channel + own) = second;
         }
         barrier_arrive(heard_there), messages++;
     }
@@ -436,52 +433,48 @@ struct Molecule {
     template <int ROWS_HEARD>
     __device__ __forceinline__ void hear(int layer, float (&sums)[ROWS_HEARD]) {
         barrier_wait(heard_there, messages++ & 1);
-        if (mine) EACH(row, ROWS_HEARD) {
-            sums[row] = 0.f;
-            EACH(k, TEAM / 2) sums[row] += heard_at(k, row, a, o);
-            sums[row] *= factor(layer);
-        }
+        if (mine) EACH(row, ROWS_HEARD) sums[row] = factor(layer) * heard_at(row, a, o);
         barrier_arrive(heard_taken);
     }
     __device__ __forceinline__ float factor(int layer) const { return constants[OF_SCALES + layer]; }
     // the sums of a message: one number, and three
-    __device__ __forceinline__ void message(int layer, const float (&w)[TURNS][3][4]) {
+    __device__ __forceinline__ void message(int layer, const float (&w)[TILES][3][4]) {
         float some[8] = {}, none[2];  // [row, channel]
-        EACH(turn, TURNS) if (has(turn)) EACH(r, 2) {
-            int e = pair_of(turn, r), j = sender[e];
+        EACH(tile, TILES) if (has(tile)) EACH(r, 2) {
+            int e = pair_of(tile, r), j = sender[e];
             float4 u = directions[e];
             float along[3] = {u.x, u.y, u.z};
             Two a_ = two(source(0, first_channel, j)), b, ys[3];
             if (PAINN) b = two(source(4, first_channel, j));
             if (layer > 0) EACH(axis, 3) ys[axis] = two(source(1 + axis, first_channel, j));
             EACH(k, 2) {
-                float wb = w[turn][1][2 * r + k] * (PAINN ? b.x[k] : 1.f);
-                some[k] += w[turn][0][2 * r + k] * a_.x[k];
+                float wb = w[tile][1][2 * r + k] * (PAINN ? b.x[k] : 1.f);
+                some[k] += w[tile][0][2 * r + k] * a_.x[k];
                 EACH(axis, 3) some[2 + 2 * axis + k] += along[axis] * wb;
-                if (layer > 0) EACH(axis, 3) some[2 + 2 * axis + k] += w[turn][2][2 * r + k] * ys[axis].x[k];
+                if (layer > 0) EACH(axis, 3) some[2 + 2 * axis + k] += w[tile][2][2 * r + k] * ys[axis].x[k];
             }
         }
         hand_over(some, none, false);
     }
     // of its transpose: a, y, b of PaiNN
-    __device__ __forceinline__ void message_transpose(const float (&w)[TURNS][3][4]) {
+    __device__ __forceinline__ void message_transpose(const float (&w)[TILES][3][4]) {
         float some[8] = {}, of_b[2] = {};
-        EACH(turn, TURNS) if (has(turn)) EACH(r, 2) {
-            int e = pair_of(turn, r), j = sender[e];
+        EACH(tile, TILES) if (has(tile)) EACH(r, 2) {
+            int e = pair_of(tile, r), j = sender[e];
             float4 u = directions[e];
             Two p = two(source(0, first_channel, j)), q[3];
             EACH(axis, 3) q[axis] = two(source(1 + axis, first_channel, j));
             EACH(k, 2) {
-                some[k] += w[turn][0][2 * r + k] * p.x[k];
-                EACH(axis, 3) some[2 + 2 * axis + k] += w[turn][2][2 * r + k] * q[axis].x[k];
-                of_b[k] -= (u.x * q[0].x[k] + u.y * q[1].x[k] + u.z * q[2].x[k]) * w[turn][1][2 * r + k];
+                some[k] += w[tile][0][2 * r + k] * p.x[k];
+                EACH(axis, 3) some[2 + 2 * axis + k] += w[tile][2][2 * r + k] * q[axis].x[k];
+                of_b[k] -= (u.x * q[0].x[k] + u.y * q[1].x[k] + u.z * q[2].x[k]) * w[tile][1][2 * r + k];
             }
         }
         hand_over(some, of_b, PAINN);
     }
-    // and the gradients of this lane's pairs grow, in COUNT turns
+    // and the gradients of this lane's pairs grow, of COUNT tiles
     template <int COUNT>
-    __device__ __forceinline__ void add_gradients(int layer, int first, const float (&w)[TURNS][3][4], const float (&slopes)[COUNT][3][4], float (&pair_bars)[TURNS][2][4]) const {
+    __device__ __forceinline__ void add_gradients(int layer, int first, const float (&w)[TILES][3][4], const float (&slopes)[COUNT][3][4], float (&pair_bars)[TILES][2][4]) const {
         float f = factor(layer);
         Two a_ = two_kept(layer, XS), b = {1.f, 1.f}, ys[3] = {};
 #if PAINN
@@ -498,13 +491,13 @@ struct Molecule {
             EACH(axis, 3) ys[axis].x[k] *= f;
         }
         EACH(m, COUNT) if (has(first + m)) EACH(r, 2) {
-            int turn = first + m, e = pair_of(turn, r), j = sender[e];
+            int tile = first + m, e = pair_of(tile, r), j = sender[e];
             float4 u = directions[e];
-            float(&bar)[4] = pair_bars[turn][r];
+            float(&bar)[4] = pair_bars[tile][r];
             Two p = two(source(0, first_channel, j)), q[3];
             EACH(axis, 3) q[axis] = two(source(1 + axis, first_channel, j));
             EACH(k, 2) {
-                float along = u.x * q[0].x[k] + u.y * q[1].x[k] + u.z * q[2].x[k], bw = b.x[k] * w[turn][1][2 * r + k];
+                float along = u.x * q[0].x[k] + u.y * q[1].x[k] + u.z * q[2].x[k], bw = b.x[k] * w[tile][1][2 * r + k];
                 bar[0] += a_.x[k] * p.x[k] * slopes[m][0][2 * r + k] - b.x[k] * along * slopes[m][1][2 * r + k];
                 if (layer > 0) bar[0] += (ys[0].x[k] * q[0].x[k] + ys[1].x[k] * q[1].x[k] + ys[2].x[k] * q[2].x[k]) * slopes[m][2][2 * r + k];
                 EACH(axis, 3) bar[1 + axis] += bw * q[axis].x[k];
@@ -513,7 +506,7 @@ struct Molecule {
     }
     // what the listeners do
     __device__ __forceinline__ void listen() {
-        float filters[TURNS][3][4];
+        float filters[TILES][3][4];
         my_tiles = served < A ? tiles[served] : 0;
         barrier_wait(there, 0);
         ONE_BY_ONE for (int i = 0; i < LAYERS; i++) {
@@ -522,18 +515,18 @@ struct Molecule {
             message(i, filters);
         }
 #if BACK
-        float pair_bars[TURNS][2][4] = {};
+        float pair_bars[TILES][2][4] = {};
         ONE_BY_ONE for (int i = LAYERS - 1; i > 0; i--) {
             make_filters(i, 0, 0, filters);
             receive_sources<false>();
             message_transpose(filters);
-            EACH(turn, TURNS) {
+            EACH(tile, TILES) {
                 float slopes[1][3][4];
-                make_filters(i, 1, turn, slopes);
-                add_gradients(i, turn, filters, slopes, pair_bars);
+                make_filters(i, 1, tile, slopes);
+                add_gradients(i, tile, filters, slopes, pair_bars);
             }
         }
-        float slopes[TURNS][3][4];  // of the last one before it is needed: no more exchanges hide them
+        float slopes[TILES][3][4];  // of the last one before it is needed: no more exchanges hide them
         make_filters(0, 0, 0, filters), make_filters(0, 1, 0, slopes);
         receive_sources<false>();
         add_gradients(0, 0, filters, slopes, pair_bars);
@@ -568,7 +561,7 @@ struct Molecule {
     // of an atom's pairs those that count, in the order of senders, by a warp; read(i, j): a pair
     template <class Read>
     __device__ __forceinline__ void gather_pairs(Read read) const {
-        if (served >= A || warp() % TEAM) return;
+        if (served >= A || side) return;
         int i = g * A + served, count = 0;
         EACH(k, (SENDERS + 31) / 32) {
             int j = 32 * k + lane();
@@ -612,11 +605,11 @@ struct Molecule {
         }
     }
     // what i sends to j gives [D, U_xyz] of this block's channels: by each half of them, where B was
-    __device__ __forceinline__ void store_gradients(float (&pair_bars)[TURNS][2][4]) const {
+    __device__ __forceinline__ void store_gradients(float (&pair_bars)[TILES][2][4]) const {
         sync_others<LISTENERS>();  // the last filters are made
-        EACH(turn, TURNS) if (has(turn)) EACH(r, 2) {
-            float sum = spread<4>(pair_bars[turn][r]);
-            ((float*)basis)[4 * (side * PAIRS + pair_of(turn, r)) + lane() % 4] = sum;
+        EACH(tile, TILES) if (has(tile)) EACH(r, 2) {
+            float sum = spread<4>(pair_bars[tile][r]);
+            ((float*)basis)[4 * (side * PAIRS + pair_of(tile, r)) + lane() % 4] = sum;
         }
     }
     __device__ __forceinline__ float4 gradient(int e) const {

@@ -10,7 +10,7 @@ from jaxff.kernels.cuda.engine import few_functions
 from jaxff.kernels.cuda.matrices import halves, power_of_two
 
 Config = StudentConfig | PainnConfig
-CHANNELS, THREADS = 16, 256  # as one.py
+CHANNELS = 16  # as one.py
 LISTENERS = 256  # more threads, which sum messages
 MOST_ATOMS, OF_GROUP = 64, 4  # of a molecule, and of a group
 FUNCTIONS = range(4, 65, 4)  # of which filters may be sums
@@ -24,13 +24,12 @@ def words(config: Config, readout: tuple[int, ...], functions: int, atoms: int, 
     pairs, rows = atoms * senders, 14 if painn else 9
     constants = layers * ((1 + painn) * (f + 3 * c) + 10) + sum(readout) + readout[-1] + 6
     products = 8 if readout[1:] and readout[0] > 96 else 6
-    warps = 4 if atoms == 1 else 2 if atoms == 2 else 1  # of half of the channels of an atom
     return (
         4 * ((2 * atoms if painn else 1) * f + 3 * c + pairs)
         + 4 * 32 * steps * (pairs // 16 * 4 + kinds * 2)
         + 8
         + (4 + painn) * 2 * (c // 2 * senders + 16)
-        + ((layers * rows + 4) * c + layers * (1 + painn) * f + (products + warps * (4 + painn)) * c) * atoms
+        + ((layers * rows + 4) * c + layers * (1 + painn) * f + (products + 4 + painn) * c) * atoms
         + constants
         + atoms
         + pairs // 2
@@ -51,8 +50,7 @@ def filters(
         return None
     basis, weights = few
     weights = np.pad(weights, ((0, -len(weights) % 16), (0, 0)))
-    lane, tile = np.arange(8), np.arange(2)[:, None]
-    place = np.arange(16)
+    lane, tile, place = np.arange(8), np.arange(2)[:, None], np.arange(16)
     function = 4 * (place % 2 + 2 * (place // 8)) + place % 8 // 2  # as larger.cu's lanes have them
     channel = np.empty(16, int)
     channel[4 * (lane // 2) + 2 * tile + lane % 2] = 8 * tile + lane  # not as matrices.halves has them

@@ -35,13 +35,14 @@ def prepare(tree: Params, config: Config) -> dict[str, Any] | None:
         return None
     blocks = range(f // CHANNELS)
     tables = [np.asarray(tree[f"interaction_{i}"]["table"], np.float64) for i in range(config.num_interactions)]
-    made = larger.filters(tables, f)
-    if made is not None:
-        table, weights, scales = made
+    few = larger.filters(tables, f)
+    more = None
+    if few is not None:
+        table, weights, scales = few
         constants = [np.concatenate([*_constants(tree, config, c, False), scales]) for c in blocks]
-        made = {"table": table, "weights": weights, "constants": np.stack(constants).astype(np.float32)}
+        more = {"table": table, "weights": weights, "constants": np.stack(constants).astype(np.float32)}
     return {
-        "larger": made,
+        "larger": more,
         "tables": [_table(tree[f"interaction_{i}"]["table"], f) for i in range(config.num_interactions)],
         "forward": np.stack([np.concatenate(list(_forward(tree, config, c))) for c in blocks]),
         "backward": np.stack([np.concatenate(list(_backward(tree, config, c))) for c in blocks]),
