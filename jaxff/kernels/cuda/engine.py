@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -182,9 +183,10 @@ def few_functions(
     """
     curves = _curves(table)
     directions = _directions(curves, slice(None, None, max(1, len(table) // samples)))
-    enough = next((rank for rank in ranks if _left(curves, directions[:, :rank])), None)
-    if enough is None:
+    place = bisect.bisect_left(ranks, True, key=lambda rank: _left(curves, directions[:, :rank]))
+    if place == len(ranks):
         return None
+    enough = ranks[place]
     chosen = directions[:, :enough]
     missing = enough - chosen.shape[1]
     basis, height = _scaled(table @ np.pad(chosen, ((0, 0), (0, missing))))
