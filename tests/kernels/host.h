@@ -204,6 +204,8 @@ inline Word look_at(const uint4* from) {
     memcpy(&w, from, sizeof w);
     return w;
 }
+inline void show(uint4* to, uint4 w) { *to = w; }
+inline uint4 seen(const uint4* from) { return *from; }
 inline void other_blocks() { next_fiber(); }
 inline uint32 latest(const uint32* x) { return *x; }
 template <int COUNT>

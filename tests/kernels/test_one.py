@@ -9,25 +9,27 @@ import pytest
 
 from jaxff import kernels, models
 from jaxff.kernels import chain
-from jaxff.kernels.cuda import one
+from jaxff.kernels.cuda import larger, launch, one
 from jaxff.ops import accumulate_forces
 from jaxff.system import Pairs
 from tests.kernels import GPU
-from tests.kernels.test_cuda import prepared
+from tests.kernels.test_cuda import WIDTHS, prepared
 from tests.structures import pairs_in_layout, random_structure
 
 pytestmark = pytest.mark.usefixtures("cuda_kernels_run_here")
 # the model, atoms, and how many groups of them find room
 CASES = [("student", 4, 3), ("painn", 5, 3), ("painn+zbl", 3, 4)]
+MORE_CASES = [("student", 8, 3), ("painn", 10, 3), ("painn+zbl", 10, 3)]  # groups of three atoms, and of four
 
 
-@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+@pytest.fixture(params=CASES + MORE_CASES, ids=lambda case: f"{case[0]}-{case[1]}")
 def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, cuda_kernels_run_here: None) -> Any:
     """Config, tree and fused tree; with an atom of padding numbers, positions, pairs; vectors, pairs in the cutoff."""
     name, atoms, groups = request.param
     config, tree, fused = prepared(name)
     if not GPU:
         monkeypatch.setattr(one, "multiprocessors", lambda: groups * config.hidden_dim // one.CHANNELS)
+        monkeypatch.setattr(launch, "most_shared", lambda: 227 * 1024)
     numbers, positions = random_structure(atoms)
     vectors, inside = pairs_in_layout(positions, config.cutoff, "all", padding=1)
     positions = np.concatenate([positions, np.zeros((1, 3))])
@@ -95,6 +97,35 @@ def test_positions(case: Any) -> None:
     hessian = jax.grad(lambda x: jnp.vdot(jax.grad(reference)(x), direction))(jnp.asarray(positions))
     again = jax.jit(jax.grad(lambda x: jnp.vdot(jax.grad(energy)(x), direction.astype(np.float32))))(x)
     np.testing.assert_allclose(again, hessian, atol=2e-4 * np.abs(hessian).max())
+
+
+@pytest.mark.parametrize(
+    ("name", "atoms", "groups", "width"), [("painn", 50, 13, 32), ("student", 3, 1, 128), ("painn", 3, 1, 128)]
+)
+def test_more_atoms(name: str, atoms: int, groups: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several tiles of pairs, the fewest chunks of matrices; energies, gradients; the same bits launch after launch."""
+    monkeypatch.setitem(WIDTHS, name, width)
+    config, tree, fused = prepared(name)
+    if not GPU:
+        monkeypatch.setattr(one, "multiprocessors", lambda: groups * config.hidden_dim // one.CHANNELS)
+        monkeypatch.setattr(launch, "most_shared", lambda: 227 * 1024)
+    monkeypatch.setattr(one, "MOST_CHUNKS", larger.FEWEST_CHUNKS[config.architecture])
+    numbers, positions = random_structure(atoms)
+    vectors, inside = pairs_in_layout(positions, config.cutoff, "all")
+    exact = models.cast(tree, np.dtype("float64"))
+    energies, gradients = models.energies_and_vector_gradients(exact, config, numbers, jnp.asarray(vectors), inside)
+    senders, receivers = inside.senders, inside.receivers
+    pairs = Pairs(senders, receivers, senders != receivers, atoms, "all", symmetric=True)
+    x = jnp.asarray(positions, jnp.float32)
+    assert kernels.serves_positions(fused, config, pairs)
+    run = jax.jit(jax.value_and_grad(lambda x: kernels.energy_of_positions(fused, config, numbers, x, pairs)))
+    got, by_positions = run(x)
+    close(got, energies.sum())
+    close(by_positions, -accumulate_forces(gradients, inside))
+    for _ in range(60 if GPU else 1):
+        again = run(x)
+        assert again[0] == got
+        np.testing.assert_array_equal(again[1], by_positions)
 
 
 def test_which_molecules() -> None:

@@ -119,6 +119,17 @@ __device__ __forceinline__ Word look_at(const uint4* from) {
                  : "=f"(w.x), "=f"(w.y), "=f"(w.z), "=r"(w.tag) : "l"(from) : "memory");
     return w;
 }
+// likewise sixteen bytes of any kind
+__device__ __forceinline__ void show(uint4* to, uint4 w) {
+    asm volatile("{.reg .b128 w; .reg .b64 a, b; mov.b64 a, {%1, %2}; mov.b64 b, {%3, %4}; mov.b128 w, {a, b}; st.relaxed.gpu.global.b128 [%0], w;}"
+                 : : "l"(to), "r"(w.x), "r"(w.y), "r"(w.z), "r"(w.w) : "memory");
+}
+__device__ __forceinline__ uint4 seen(const uint4* from) {
+    uint4 w;
+    asm volatile("{.reg .b128 w; .reg .b64 a, b; ld.relaxed.gpu.global.b128 w, [%4]; mov.b128 {a, b}, w; mov.b64 {%0, %1}, a; mov.b64 {%2, %3}, b;}"
+                 : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w) : "l"(from) : "memory");
+    return w;
+}
 __device__ __forceinline__ void other_blocks() {}
 // what other launches of this kernel left, not what a cache has
 __device__ __forceinline__ uint32 latest(const uint32* x) { return *(const volatile uint32*)x; }
@@ -220,6 +231,28 @@ __device__ __forceinline__ void receive(Word (&words)[COUNT], uint32 tag, Place 
         there = lanes_where(there) == 0xffffffffu;
         if (!there) other_blocks();
     }
+}
+
+// Four numbers, rounded to 23 bits, and a bit of a tag after each; likewise
+__device__ __forceinline__ uint32 with_bit(float x, uint32 bits) { return ((uint32)as_int(x) + 1 & ~1u) | bits & 1; }
+__device__ __forceinline__ void put(uint4* to, float x, float y, float z, float w, uint32 tag) {
+    show(to, {with_bit(x, tag), with_bit(y, tag >> 1), with_bit(z, tag >> 2), with_bit(w, tag >> 3)});
+}
+template <int COUNT, class Place>
+__device__ __forceinline__ void receive(float4 (&numbers)[COUNT], uint32 tag, Place place) {
+    uint4 words[COUNT];
+    for (bool there = false; !there;) {
+        uint32 other = 0;
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) words[k] = seen(place(k));
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) other |= words[k].x ^ tag | words[k].y ^ tag >> 1 | words[k].z ^ tag >> 2 | words[k].w ^ tag >> 3;
+        there = lanes_where(!(other & 1)) == 0xffffffffu;
+        if (!there) other_blocks();
+    }
+#pragma unroll
+    for (int k = 0; k < COUNT; k++)
+        numbers[k] = make_float4(as_float(words[k].x & ~1u), as_float(words[k].y & ~1u), as_float(words[k].z & ~1u), as_float(words[k].w & ~1u));
 }
 
 // a number as the sum of two halves: 22 bits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -176,16 +177,20 @@ def _of_bins(basis: Float[np.ndarray, "bins T 4 16"], weights: Float[np.ndarray,
 
 
 def few_functions(
-    table: Float[np.ndarray, "T 4 C"], ranks: Sequence[int]
+    table: Float[np.ndarray, "T 4 C"], ranks: Sequence[int], samples: int = 1024
 ) -> tuple[Float[np.ndarray, "T 4 K"], Float[np.ndarray, "K C"]] | None:
-    """W(t) = Σ_k B_k(t) C_k everywhere: cubics of all B, and C, for the least of these K that does; or None."""
+    """W(t) = Σ_k B_k(t) C_k everywhere: cubics of all B, and C, for the least of these K that does; or None.
+
+    samples: of how many intervals those are chosen; all are checked.
+    """
     curves = _curves(table)
-    directions = _directions(curves, slice(None, None, max(1, len(table) // 1024)))
-    enough = [rank for rank in ranks if _left(curves, directions[:, :rank])]
-    if not enough:
+    directions = _directions(curves, slice(None, None, max(1, len(table) // samples)))
+    place = bisect.bisect_left(ranks, True, key=lambda rank: _left(curves, directions[:, :rank]))
+    if place == len(ranks):
         return None
-    chosen = directions[:, : enough[0]]
-    missing = enough[0] - chosen.shape[1]
+    enough = ranks[place]
+    chosen = directions[:, :enough]
+    missing = enough - chosen.shape[1]
     basis, height = _scaled(table @ np.pad(chosen, ((0, 0), (0, missing))))
     return basis, np.pad((chosen * height[: chosen.shape[1]]).T, ((0, missing), (0, 0)))
 

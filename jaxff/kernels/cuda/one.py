@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxff.config import PainnConfig, StudentConfig
-from jaxff.kernels.cuda import launch
+from jaxff.kernels.cuda import larger, launch
 from jaxff.kernels.cuda.engine import multiprocessors
 from jaxff.models.parameters import Params
 from jaxff.models.student import EPSILON
@@ -20,7 +20,7 @@ Config = StudentConfig | PainnConfig
 CHANNELS, THREADS = 16, 256  # of a block
 MAKERS = 224  # more threads, which make filters; and 32, of which one asks for matrices
 CHUNK, MOST_CHUNKS, FEWEST_CHUNKS = 2, 5, 3  # float4 of each thread's that a copy brings; copies on their way
-CHUNK_BYTES = 16 * CHUNK * THREADS + 16  # with two barriers
+CHUNK_BYTES = 16 * CHUNK * THREADS + 16  # with two barriers, or room for them
 WIDTHS = 16, 32, 64, 128  # channels of a model, and of its readout
 LAYERS, MOST_ATOMS = range(2, 16), 2  # whose stages a tag can tell; of a group
 
@@ -34,7 +34,15 @@ def prepare(tree: Params, config: Config) -> dict[str, Any] | None:
     if f not in WIDTHS[1:] or not _readout(tree) or config.num_interactions not in LAYERS:
         return None
     blocks = range(f // CHANNELS)
+    tables = [np.asarray(tree[f"interaction_{i}"]["table"], np.float64) for i in range(config.num_interactions)]
+    few = larger.filters(tables, f)
+    more = None
+    if few is not None:
+        table, weights, scales = few
+        constants = [np.concatenate([*_constants(tree, config, c, False), scales]) for c in blocks]
+        more = {"table": table, "weights": weights, "constants": np.stack(constants).astype(np.float32)}
     return {
+        "larger": more,
         "tables": [_table(tree[f"interaction_{i}"]["table"], f) for i in range(config.num_interactions)],
         "forward": np.stack([np.concatenate(list(_forward(tree, config, c))) for c in blocks]),
         "backward": np.stack([np.concatenate(list(_backward(tree, config, c))) for c in blocks]),
@@ -48,7 +56,7 @@ def prepare(tree: Params, config: Config) -> dict[str, Any] | None:
 
 def serves(tree: Params, config: Config, num_atoms: int) -> bool:
     """Whether the kernel, for which the tree is prepared, takes so many atoms on this GPU."""
-    return launch.can_run_together() and _arranged(config, _readout(tree), num_atoms) is not None
+    return launch.can_run_together() and _arranged(config, _readout(tree), _functions(tree), num_atoms) is not None
 
 
 def _readout(tree: Params) -> tuple[int, ...]:
@@ -56,6 +64,12 @@ def _readout(tree: Params) -> tuple[int, ...]:
     widths = tuple(kernel.shape[1] for kernel, *_ in tree["read"]["hidden"])
     fits = 1 <= len(widths) <= 2 and all(width in WIDTHS for width in widths)
     return widths if fits and widths[0] <= tree["read"]["hidden"][0][0].shape[0] else ()
+
+
+def _functions(tree: Params) -> int:
+    """Of which all filters are sums; 0 if those are too many."""
+    made = tree["one"]["larger"]
+    return 0 if made is None else int(made["table"].shape[1])
 
 
 class Places(NamedTuple):
@@ -90,45 +104,69 @@ def energies_and_gradients(
 
 def _run(tree: Params, config: Config, numbers: Array, where: Places | Positions, back: bool) -> list[Array]:
     one, n, of_positions = tree["one"], len(numbers), isinstance(where, Positions)
-    arranged = _arranged(config, _readout(tree), n)
+    arranged = _arranged(config, _readout(tree), _functions(tree), n)
     assert arranged is not None
     kernel, blocks = arranged
     kernel = kernel._replace(defines=(*kernel.defines, ("BACK", int(back)), ("POSITIONS", int(of_positions))))
-    more = one["constants"], numbers.astype(jnp.int32), one["elements"], one["forward"]
-    arrays = (*one["tables"], *more, *where, *([one["backward"]] if back else []))
+    filters, constants = one["tables"], one["constants"]
+    if kernel.name == "larger":
+        filters, constants = (one["larger"]["table"], one["larger"]["weights"]), one["larger"]["constants"]
+    more = constants, numbers.astype(jnp.int32), one["elements"], one["forward"]
+    arrays = (*filters, *more, *where, *([one["backward"]] if back else []))
     bars = (n, 3) if of_positions else (config.hidden_dim // CHANNELS, 4, n * n)
     integers = one["forward"].shape[1], *([one["backward"].shape[1]] if back else [])
     return launch.call(kernel, arrays, integers, ((n,), bars) if back else ((n,),), blocks)
 
 
 @functools.cache
-def _arranged(config: Config, readout: tuple[int, ...], num_atoms: int) -> tuple[launch.Kernel, int] | None:
+def _arranged(
+    config: Config, readout: tuple[int, ...], functions: int, num_atoms: int
+) -> tuple[launch.Kernel, int] | None:
     """The kernel with the fewest atoms a group whose blocks run at once, and their number; None if none fits."""
     groups = multiprocessors() // (config.hidden_dim // CHANNELS)
-    if groups == 0 or num_atoms > groups * MOST_ATOMS:
+    atoms = -(-num_atoms // groups) if groups else larger.OF_GROUP + 1
+    if atoms <= MOST_ATOMS:
+        words, fewest = _words(config, readout, atoms, num_atoms), FEWEST_CHUNKS
+    elif functions and atoms <= larger.OF_GROUP and num_atoms <= larger.MOST_ATOMS:
+        words = larger.words(config, readout, functions, atoms, num_atoms)
+        fewest = larger.FEWEST_CHUNKS[config.architecture]
+    else:
         return None
-    atoms = -(-num_atoms // groups)
-    left = launch.most_shared() - 4 * _words(config, readout, atoms, num_atoms)
+    left = launch.most_shared() - 4 * words
     chunks, needed = min(MOST_CHUNKS, left // CHUNK_BYTES), -(-num_atoms // atoms) * config.hidden_dim // CHANNELS
-    if chunks < FEWEST_CHUNKS:
+    if chunks < fewest:
         return None
     half = launch.most_shared() // 2 + 1024  # so that a multiprocessor has room for one block
     shared = max(launch.most_shared() - left + chunks * CHUNK_BYTES, half)
     sizes = ("N", num_atoms), ("A", atoms), ("RING", chunks), ("BLOCKS", groups * config.hidden_dim // CHANNELS)
-    return _kernel(config, readout, sizes, shared), max(needed, multiprocessors() // 2 + 1)
+    kernel = _kernel if atoms <= MOST_ATOMS else _larger_kernel
+    return kernel(config, readout, functions, sizes, shared), max(needed, multiprocessors() // 2 + 1)
 
 
-def _kernel(config: Config, readout: tuple[int, ...], sizes: tuple[tuple[str, int], ...], shared: int) -> launch.Kernel:
-    layers = config.num_interactions
-    defines = (
-        *(("PAINN", int(config.architecture == "painn")), ("LAYERS", layers), ("F", config.hidden_dim)),
-        *(("H", readout[0]), ("H2", sum(readout[1:]))),
-        ("MAKERS", MAKERS),
-        *sizes,
+Sizes = tuple[tuple[str, int], ...]
+
+
+def _kernel(config: Config, readout: tuple[int, ...], functions: int, sizes: Sizes, shared: int) -> launch.Kernel:
+    tables = "#define TABLES(x) " + " ".join(f"x({i})" for i in range(config.num_interactions))
+    source, defines = launch.read("device.cu", "one.cu"), (*_defines(config, readout), ("MAKERS", MAKERS), *sizes)
+    return launch.Kernel("one", f"{tables}\n{source}", defines, THREADS + MAKERS + 32, shared, together=True)
+
+
+def _larger_kernel(
+    config: Config, readout: tuple[int, ...], functions: int, sizes: Sizes, shared: int
+) -> launch.Kernel:
+    source, defines = (
+        launch.read("device.cu", "larger.cu"),
+        (*_defines(config, readout), ("FUNCTIONS", functions), *sizes),
     )
-    tables = "#define TABLES(x) " + " ".join(f"x({i})" for i in range(layers))
-    source = "\n".join((tables, launch.read("device.cu", "one.cu")))
-    return launch.Kernel("one", source, defines, THREADS + MAKERS + 32, shared, together=True)
+    return launch.Kernel("larger", source, defines, THREADS + larger.LISTENERS, shared, together=True)
+
+
+def _defines(config: Config, readout: tuple[int, ...]) -> Sizes:
+    return (
+        *(("PAINN", int(config.architecture == "painn")), ("LAYERS", config.num_interactions)),
+        *(("F", config.hidden_dim), ("H", readout[0]), ("H2", sum(readout[1:]))),
+    )
 
 
 def _words(config: Config, readout: tuple[int, ...], atoms: int, num_atoms: int) -> int:
@@ -232,15 +270,20 @@ def _fours(numbers: Float[np.ndarray, "N T"]) -> Float[np.ndarray, "R 2 T 4"]:
     return np.ascontiguousarray(fours, np.float32)
 
 
-def _constants(tree: Params, config: Config, c: int) -> Iterator[Float[np.ndarray, "K"]]:
-    """Biases of hidden channels and of a block's own, by layers; the readout's; mixing matrices; and so on."""
+def _constants(tree: Params, config: Config, c: int, gates: bool = True) -> Iterator[Float[np.ndarray, "K"]]:
+    """Biases of hidden channels and of a block's own, by layers; the readout's; mixing matrices; and so on.
+
+    gates: whether there is room for gates' where the model has none.
+    """
     painn, layers, f = config.architecture == "painn", range(config.num_interactions), config.hidden_dim
     nothing = {"c": np.zeros((1, f)), "d": np.zeros((1, 3 * f))}
     for i in layers:
         layer = tree[f"interaction_{i}"]
         update, gate = layer["update"], layer.get("gate", nothing)
         b = np.pad(update["b"], ((0, 0), (0, 3 * f - update["b"].shape[1])))
-        yield from (update["a"][0], _own(f, c, b).ravel(), gate["c"][0], _own(f, c, gate["d"]).ravel())
+        yield from (update["a"][0], _own(f, c, b).ravel())
+        if painn or gates:
+            yield from (gate["c"][0], _own(f, c, gate["d"]).ravel())
     yield from (bias[0] for *_, bias in tree["read"]["hidden"])
     yield tree["read"]["final"][0]
     for i in layers:
