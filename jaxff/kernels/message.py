@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Int
 # a GPU's Pallas kernels; its CUDA kernels, for many pairs or for all of small molecules: many, with filters by tables
 # or by tensor cores (packs), or few; the CPU's; the Pallas kernels on the CPU, for tests
 Route = Literal["triton", "cuda", "molecules", "packs", "few", "native", "interpret"]
+JOINED = ("native", "molecules", "packs")  # whose messages transposed give what `whole` would
 
 
 SOME_ATOMS, SOME_BACK = 512, (32, 4)  # up to so many: channels and pairs of a program of the message transposed
@@ -121,7 +122,7 @@ def message_transpose(
     The list must be symmetric. With p = Δs̄, q = Δv̄ of receiver i and sender j, and u = u_ij = -u_ji:
     ā_i = Σ_j Wa p_j,  b̄_i = -Σ_j Wb u·q_j,  ȳ_i = Σ_j Wc q_j,
     D = Σ_f a_i p_j Wa' - b_i u·q_j Wb' + y_i·q_j Wc',  U = Σ_f b_i q_j Wb; `whole` joins them to pair gradients.
-    Routes "native", "molecules" and "packs" give what `whole` would. Route "few" gives it by groups of channels,
+    Routes `JOINED` give what `whole` would. Route "few" gives it by groups of channels,
     [G, 4, E], and adds it to `before`, which another message gave.
     """
     sources, module = _apart(sources, table, launch), _elsewhere(launch.route)
@@ -163,7 +164,8 @@ def first_transpose(
     if numbers is not None:
         from jaxff.kernels.cuda import engine
 
-        return engine.first_transpose(sources, cotangents, table, geometry, numbers)
+        halves = engine.first_transpose(sources, cotangents, table, geometry, numbers)
+        return _joined_within(halves, geometry, len(numbers)) if launch.route in JOINED else halves
     if launch.route == "few":
         return _elsewhere("few").message_transpose(sources, cotangents, table, geometry, before, sums=False)[1]
     if _elsewhere(launch.route) is not None:
@@ -192,13 +194,12 @@ def whole(pair_bars: Float[Array, "..."], geometry: Geometry, num_atoms: int, la
     """
     if launch.route == "few":
         return total(list(pair_bars))
-    if launch.route in ("native", "molecules", "packs"):
+    if launch.route in JOINED:
         return pair_bars
+    if launch.dense:
+        return _joined_within(pair_bars, geometry, num_atoms)
     e, senders = geometry.senders.shape[0], geometry.senders
     slots = e // num_atoms
-    if launch.dense:
-        there = pair_bars.reshape(-1, slots, slots).swapaxes(1, 2).reshape(-1, e)
-        return _joined(pair_bars, there)
     if launch.cuda:
         from jaxff.kernels.cuda import engine
 
@@ -240,6 +241,13 @@ def _elsewhere(route: Route) -> Any:
 
         return few
     return None
+
+
+def _joined_within(pair_bars: Float[Array, "C E"], geometry: Geometry, num_atoms: int) -> Float[Array, "C E"]:
+    """Of all pairs of molecules."""
+    e = geometry.senders.shape[0]
+    slots = e // num_atoms
+    return _joined(pair_bars, pair_bars.reshape(-1, slots, slots).swapaxes(1, 2).reshape(-1, e))
 
 
 def _joined(here: Float[Array, "C E"], there: Float[Array, "C E"]) -> Float[Array, "C E"]:

@@ -382,6 +382,7 @@ def test_whole() -> None:
         ("painn+zbl", 0, 0, 5),
         ("painn+zbl", 1000, 0, 5),
         ("painn", 1000, 0, 6),
+        ("student", 1000, 0, 5),
         ("painn+zbl", 1000, 512, 5),
         ("student", 1000, 512, 17),
     ],
@@ -393,7 +394,8 @@ def test_batch(name: str, few_slots: int, some: int, size: int, monkeypatch: pyt
     """
     monkeypatch.setattr(kernels, "FEW_SLOTS", few_slots)
     monkeypatch.setattr(kernels, "SOME_ATOMS", some)
-    monkeypatch.setattr(engine, "SOME_ATOMS", few_slots)
+    # the first message by elements, as that of many atoms
+    monkeypatch.setattr(engine, "SOME_ATOMS", some if name in ("painn", "student") else few_slots)
     monkeypatch.setattr(kernels, "MANY_ATOMS", 0 if name == "painn" else 1000)  # from which on molecules are in packs
     monkeypatch.setattr(engine, "OWN", (16,) if name != "student" else (32,))
     threads = 256 if size <= 16 else 512  # as few as do: a CPU runs them one after the other
