@@ -3,8 +3,9 @@
     python experiments/speed/check.py STUDENT.pt PARITY.npz -o experiments/speed/results/h200_check.json [--seconds 60]
 
 Forces of the parity structures (see shared/student/README.md for the file), and of two molecules by the shipped PaiNN,
-by the kernels that serve a molecule and by those that serve many atoms; of 16 aspirins at once by both models; NVE of
-ethanol for 1 ps at 0.5 fs with both engines from the same start; the same trajectory bit for bit in two runs.
+by the kernels that serve a molecule and by those that serve many atoms; of 16, 64 and 160 aspirins at once by both
+models; NVE of ethanol for 1 ps at 0.5 fs with both engines from the same start; the same trajectory bit for bit in two
+runs.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from jaxff.md.structures import builtin_molecule
 from jaxff.neighbors import bucket
 from jaxff.units import fs, kB
 
+BATCHES = (16, 64, 160)  # which kernels for few, some and many small molecules serve
 CHECKS = ("organic", "student", "many", "batch", "nve", "nve-xla")
 BUCKETS = (4, 12, 20, 24, 48, 64)  # padded sizes that are compiled for the parity structures
 
@@ -77,7 +79,7 @@ def by_kernels_of_many(checkpoint: Path, data: Any, seconds: float) -> dict[str,
         jax.clear_caches()
 
 
-def parity_of_batch(model: Any, count: int = 16) -> dict[str, Any]:
+def parity_of_batch(model: Any, count: int) -> dict[str, Any]:
     """Largest |dF| of so many rattled aspirins under vmap against float64 and exact filters; same bits twice?"""
     from jax_md import space
 
@@ -152,8 +154,9 @@ def main() -> None:
         "student": lambda: {"parity_fused": parity(fused, data, args.seconds)},
         "many": lambda: by_kernels_of_many(args.checkpoint, data, args.seconds),
         "batch": lambda: {
-            "parity_batch_fused": parity_of_batch(args.checkpoint),
-            "parity_organic_batch_fused": parity_of_batch("organic"),
+            f"parity_{name}batch_{count}_fused": parity_of_batch(model, count)
+            for name, model in (("", args.checkpoint), ("organic_", "organic"))
+            for count in BATCHES
         },
         "nve": lambda: twice(fused),
         "nve-xla": lambda: {"nve_xla": drift(xla)[0]},

@@ -34,16 +34,13 @@ Series = dict[tuple[str, str], list[tuple[int, dict[str, Any]]]]
 
 def size_series(reports: Sequence[dict[str, Any]]) -> Series:
     """(architecture, engine) -> [(atoms, row)], ascending; rows with an error are left out."""
-    rows: dict[str, Any] = {}
-    for report in reports:
-        rows |= report.get("rows", {})
-    series: Series = {}
-    for name, row in rows.items():
+    series: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for name, row in [x for report in reports for x in report.get("rows", {}).items()]:
         what, architecture, engine = name.split(":")
         kind, _, atoms = what.partition("-")
         if kind in ("size", "nve") and "error" not in row:  # of a molecule, both are the same
-            series.setdefault((architecture, engine), []).append((int(atoms), row))
-    return {key: sorted(points, key=lambda point: point[0]) for key, points in series.items()}
+            series.setdefault((architecture, engine), {})[int(atoms)] = row
+    return {key: sorted(points.items(), key=lambda point: point[0]) for key, points in series.items()}
 
 
 def draw_sizes(reports: Sequence[dict[str, Any]], path: Path) -> None:
