@@ -73,6 +73,7 @@ enum { SCALAR, VECTOR, NOW = VECTOR + 3 };  // and of the atom as it is now; on 
 #define OF_GRADIENTS (OF_VECTORS + 2 * VECTOR_WORDS)  // of all atoms
 #define OF_BLOCK (OF_GRADIENTS + BLOCKS / P * A)
 __device__ uint4 exchange[BLOCKS * OF_BLOCK];
+#define IDLE_LOOKS 1000  // some 0.5 ms
 __device__ uint32 launches, finished;  // of all that are known to have begun, and to be ended
 
 struct Molecule {
@@ -739,8 +740,8 @@ extern "C" __global__ void __launch_bounds__(THREADS + LISTENERS, 1) larger(cons
 #endif
     SHARED(float4, memory);
     Molecule m(memory);
-    if (block() >= GROUPS * P) {
-        while (thread() == 0 && latest(&finished) == m.launched) other_blocks();
+    if (block() >= GROUPS * P) {  // one that came after all others had ended would wait for the next launch
+        for (int k = 0; k < IDLE_LOOKS && thread() == 0 && latest(&finished) == m.launched; k++) other_blocks();
         return;
     }
     if (thread() == 0) {

@@ -59,6 +59,7 @@ enum { SCALAR, VECTOR, SCALAR_BAR = VECTOR + 3, VECTOR_BAR, NOW = VECTOR_BAR + 3
 #define OF_GRADIENTS (OF_VECTORS + 2 * SENT_WORDS)  // of all atoms
 #define OF_BLOCK (OF_GRADIENTS + BLOCKS / P * A)
 __device__ uint4 exchange[BLOCKS * OF_BLOCK];
+#define IDLE_LOOKS 1000  // some 0.5 ms
 __device__ uint32 launches, finished;  // of all that are known to have begun, and to be ended
 
 struct Molecule {
@@ -592,8 +593,8 @@ extern "C" __global__ void __launch_bounds__(THREADS + MAKERS + 32, 1) one(TABLE
 #endif
     SHARED(float4, memory);
     Molecule m(memory);
-    if (block() >= GROUPS * P) {
-        while (thread() == 0 && latest(&finished) == m.launched) other_blocks();
+    if (block() >= GROUPS * P) {  // one that came after all others had ended would wait for the next launch
+        for (int k = 0; k < IDLE_LOOKS && thread() == 0 && latest(&finished) == m.launched; k++) other_blocks();
         return;
     }
     if (thread() == THREADS + MAKERS) {
