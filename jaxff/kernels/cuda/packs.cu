@@ -4,8 +4,9 @@
 // A filter of the distance is W_c(r) = sum_k B_k(r) C_kc with few functions B, which are tabulated as cubics. A block
 // serves PACK molecules, whose atoms lie in shared memory; it takes 16 of them at once, and of each the pair with the
 // atom that comes r after it in its molecule: a unit. A warp has 16 channels and holds C for them in registers. The
-// tensor cores make W of a unit from B and C, both as sums of two halves, while sums are made of the unit before; those
-// stay in registers, as a lane has the same two atoms in all units of a tile. Warps evaluate B for units to come.
+// tensor cores make W of a unit from B and C, both as sums of two halves; in the transpose while sums are made with the W
+// before it. Sums stay in registers, as a lane has the same two atoms in all units of a tile. Warps evaluate B for units
+// to come.
 // Defined from outside: F, M, PACK, K, HAS_B and HAS_Y (jaxff.kernels.message.Sources), TRANSPOSE (which kernel).
 // scales: the factor of W that undoes those of B and C; of slopes, one more and its inverse.
 #define WARPS (F / 16)  // of a group
