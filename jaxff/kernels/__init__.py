@@ -226,15 +226,7 @@ def _of_positions(gradients: bool, tree: FusedTree, config: Config, *args: Any) 
         energies, by_pairs = _of_vectors(gradients, tree, config, numbers, vectors, pairs)
         return energies, -accumulate_forces(by_pairs, pairs, antisymmetric=True) if gradients else None
 
-    either = jax.custom_batching.custom_vmap(by_one)
-
-    @either.def_vmap
-    def _(size: int, batched: Any, *args: Any) -> tuple[Any, Any]:
-        axes = jax.tree.map(lambda x: 0 if x else None, batched)
-        out = jax.vmap(by_vectors, in_axes=tuple(axes), axis_size=size)(*args)
-        return out, jax.tree.map(lambda _: True, out)
-
-    return either(tree, *args)
+    return _alone_or_batched(by_one, by_vectors)(tree, *args)
 
 
 def _transpose_of_positions(
@@ -343,15 +335,20 @@ def _one_or_many(
     few = partial(run, Launch(*_of_message(config, FEW), PARTS, route, dense=True, one=one))
     many = partial(_many, run, launch._replace(lean=False), arrays)  # keeps what `few` does, as vmap wants it
     # everything traced is an argument: custom_vmap closes over no tracers
-    either = jax.custom_batching.custom_vmap(few)
+    return _alone_or_batched(few, many)(*args)
+
+
+def _alone_or_batched(alone: Callable[..., Any], batched_one: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that is `alone`, and under vmap `batched_one` under vmap."""
+    either = jax.custom_batching.custom_vmap(alone)
 
     @either.def_vmap
     def _(size: int, batched: Any, *args: Any) -> tuple[Any, Any]:
         axes = jax.tree.map(lambda x: 0 if x else None, batched)
-        out = jax.vmap(many, in_axes=tuple(axes), axis_size=size)(*args)
+        out = jax.vmap(batched_one, in_axes=tuple(axes), axis_size=size)(*args)
         return out, jax.tree.map(lambda _: True, out)
 
-    return either(*args)
+    return either
 
 
 def _of_many(route: Route, slots: int, dense: bool) -> Route:

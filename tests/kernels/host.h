@@ -220,10 +220,6 @@ inline void barrier_arrive(uint64* b) {
 inline void barrier_wait(const uint64* b, int parity) {
     while ((uint32)*b / (*b >> 32) % 2 == parity) next_fiber();
 }
-inline void copy(void* to, const void* from, int bytes, uint64* b) {
-    memcpy(to, from, bytes);
-    ++*b;
-}
 inline void copy_16(void* to, const void* from) { memcpy(to, from, 16); }
 inline void end_copies() {}
 template <int LATER>

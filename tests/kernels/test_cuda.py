@@ -144,6 +144,15 @@ def close(got: Any, expected: Any) -> None:
     np.testing.assert_allclose(got, expected, rtol=0, atol=5e-7 * np.abs(expected).max())
 
 
+def close_to_joined(got: Any, halves_of_pairs: Any) -> None:
+    """[4, N, M] of all pairs of molecules of M atoms, and what each of them has of that."""
+    n, size = got.shape[1:]
+    here = halves_of_pairs.reshape(4, n // size, size, size)
+    there = here.swapaxes(2, 3)
+    close(got[0], (here + there)[0].reshape(n, size))
+    close(got[1:], (there - here)[1:].reshape(3, n, size))
+
+
 def close_where_present(got: Sequence[Any], expected: Sequence[Any]) -> None:
     for x, wanted in zip(got, expected, strict=True):
         if x is not None:
@@ -241,10 +250,7 @@ def test_messages_within_molecules(
 
     *sums, expected_halves = pairs.sums(a, b, y if has_y else None, p, q)
     close_where_present((ds, dv, *bars), sums)
-    here = expected_halves.reshape(4, count, size, size)
-    there = here.swapaxes(2, 3)
-    close(got[0], (here + there)[0].reshape(n, size))
-    close(got[1:], (there - here)[1:].reshape(3, n, size))
+    close_to_joined(got, expected_halves)
 
 
 @pytest.mark.parametrize(
@@ -281,10 +287,7 @@ def test_messages_in_packs(
 
     *sums, expected_halves = pairs.sums(a, b, y if has_y else None, p, q)
     close_where_present((ds, dv, *bars), sums)
-    here = expected_halves.reshape(4, count, size, size)
-    there = here.swapaxes(2, 3)
-    close(got[0], (here + there)[0].reshape(n, size))
-    close(got[1:], (there - here)[1:].reshape(3, n, size))
+    close_to_joined(got, expected_halves)
 
 
 def test_which_packs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,14 +164,6 @@ __device__ __forceinline__ void barrier_wait(const uint64* b, int parity) {
 #endif
     asm volatile("{.reg .pred p;\nagain:\n" TRY ".parity.shared.b64 p, [%0], %1;\n@!p bra again;\n}" : : "r"(place_of(b)), "r"(parity) : "memory");
 }
-// bytes that come into shared memory meanwhile: one more arrival at a barrier, whose phase does not end before they are there
-__device__ __forceinline__ void copy(void* to, const void* from, int bytes, uint64* b) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" : : "r"(place_of(b)), "r"(bytes) : "memory");
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
-                 : : "r"((uint32)__cvta_generic_to_shared(to)), "l"(from), "r"(bytes), "r"(place_of(b)) : "memory");
-#endif
-}
 // 16 bytes that come into shared memory meanwhile; `end_copies` ends a group of those of a thread, and
 // `wait_for_copies` waits for all groups but the last LATER
 __device__ __forceinline__ void copy_16(void* to, const void* from) {
@@ -218,6 +210,12 @@ __device__ __forceinline__ void barriers_made() {
 
 __device__ __forceinline__ int lane() { return thread() & 31; }
 __device__ __forceinline__ int warp() { return thread() >> 5; }
+
+// Bytes that come into shared memory meanwhile: one more arrival at a barrier, whose phase does not end before they are there.
+__device__ __forceinline__ void copy(void* to, const void* from, int bytes, uint64* b) {
+    arrive_with(b, bytes);
+    bulk_copy((float*)to, (const float*)from, bytes, b);
+}
 
 // words of other blocks, when they have this tag; word k lies at place(k). All lanes of a warp look until all have theirs
 template <int COUNT, class Place>

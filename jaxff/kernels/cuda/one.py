@@ -155,10 +155,8 @@ def _kernel(config: Config, readout: tuple[int, ...], functions: int, sizes: Siz
 def _larger_kernel(
     config: Config, readout: tuple[int, ...], functions: int, sizes: Sizes, shared: int
 ) -> launch.Kernel:
-    source, defines = (
-        launch.read("device.cu", "larger.cu"),
-        (*_defines(config, readout), ("FUNCTIONS", functions), *sizes),
-    )
+    source = launch.read("device.cu", "larger.cu")
+    defines = *_defines(config, readout), ("FUNCTIONS", functions), *sizes
     return launch.Kernel("larger", source, defines, THREADS + larger.LISTENERS, shared, together=True)
 
 

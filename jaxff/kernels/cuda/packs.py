@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from jaxff.config import PainnConfig, StudentConfig
 from jaxff.kernels.cuda import engine, launch
 from jaxff.kernels.cuda.matrices import halves, power_of_two
+from jaxff.kernels.cuda.molecules import Launched
 from jaxff.kernels.message import Geometry, Sources
 from jaxff.models.parameters import Params
 
@@ -51,20 +52,10 @@ def _filters(table: Float[np.ndarray, "T 4 C"]) -> dict[str, Any] | None:
     }
 
 
-class Launched(NamedTuple):
-    """A kernel, for how many molecules, in how many blocks."""
-
-    kernel: launch.Kernel
-    molecules: int
-    blocks: int
-
-
 def serves(tree: Params, size: int) -> bool:
     """Whether the kernels take molecules of so many atoms here, of a model that they fit."""
     f, functions = tree["embedding"]["table"].shape[1], max(2 * x["basis"].shape[2] for x in tree["packs"])
-    return size > 1 and all(
-        _fitting(name, f, size, functions, True, True) for name in ("pack_message", "pack_transpose")
-    )
+    return size > 1 and all(_fitting(name, f, size, functions, True, True) for name in GROUPS)
 
 
 def message(sources: Sources, filters: Any, geometry: Geometry) -> tuple[Float[Array, "N F"], Float[Array, "N 3F"]]:
