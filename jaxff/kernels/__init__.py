@@ -216,7 +216,7 @@ def serves_positions(tree: FusedTree, config: Config, pairs: Pairs) -> bool:
 
 
 def _of_positions(gradients: bool, tree: FusedTree, config: Config, *args: Any) -> tuple[Array, Any]:
-    """Energies, and gradients by positions if wanted. Under vmap by pair vectors, as those of many molecules."""
+    """Energies, and gradients by positions if wanted. Under vmap one kernel for several, or by pair vectors for many."""
 
     def by_one(tree: FusedTree, numbers: Array, positions: Array, pairs: Pairs) -> Any:
         return chain.energies_and_position_gradients(tree.fused, config, numbers, positions, pairs, gradients)
@@ -226,7 +226,28 @@ def _of_positions(gradients: bool, tree: FusedTree, config: Config, *args: Any) 
         energies, by_pairs = _of_vectors(gradients, tree, config, numbers, vectors, pairs)
         return energies, -accumulate_forces(by_pairs, pairs, antisymmetric=True) if gradients else None
 
-    return _alone_or_batched(by_one, by_vectors)(tree, *args)
+    def by_several(tree: FusedTree, numbers: Array, positions: Array, pairs: Pairs) -> Any:
+        several = chain.energies_and_position_gradients_of_several
+        return several(tree.fused, config, numbers, positions, pairs, gradients)
+
+    def several_serve(size: int, batched_tree: Any) -> bool:
+        num_atoms = args[-1].num_atoms
+        served = chain.one_kernel_serves_several(tree.fused, config, num_atoms, size)
+        return served and not any(jax.tree.leaves(batched_tree))
+
+    either = jax.custom_batching.custom_vmap(by_one)
+
+    @either.def_vmap
+    def _(size: int, batched: Any, tree: FusedTree, *args: Any) -> tuple[Any, Any]:
+        if several_serve(size, batched[0]):
+            full = batches.full(size, batched[1:], args)
+            of_many = jax.vmap(by_vectors, in_axes=(None, 0, 0, 0), axis_size=size)
+            out = _alone_or_batched(by_several, of_many)(tree, *full)
+        else:
+            out = _under_vmap(by_vectors, size, batched, tree, *args)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return either(tree, *args)
 
 
 def _transpose_of_positions(
@@ -344,11 +365,15 @@ def _alone_or_batched(alone: Callable[..., Any], batched_one: Callable[..., Any]
 
     @either.def_vmap
     def _(size: int, batched: Any, *args: Any) -> tuple[Any, Any]:
-        axes = jax.tree.map(lambda x: 0 if x else None, batched)
-        out = jax.vmap(batched_one, in_axes=tuple(axes), axis_size=size)(*args)
+        out = _under_vmap(batched_one, size, batched, *args)
         return out, jax.tree.map(lambda _: True, out)
 
     return either
+
+
+def _under_vmap(function: Callable[..., Any], size: int, batched: Any, *args: Any) -> Any:
+    axes = jax.tree.map(lambda x: 0 if x else None, batched)
+    return jax.vmap(function, in_axes=tuple(axes), axis_size=size)(*args)
 
 
 def _of_many(route: Route, slots: int, dense: bool) -> Route:
@@ -385,9 +410,7 @@ def _many(run: Callable[..., Any], launch: Launch, arrays: Launch, *args: Any) -
     @either.def_vmap
     def _(size: int, batched: Any, *args: Any) -> tuple[Any, Any]:
         if any(jax.tree.leaves(batched[0])):  # other weights: other models
-            axes = jax.tree.map(lambda x: 0 if x else None, batched)
-            without = partial(run, arrays._replace(lean=launch.lean))
-            out = jax.vmap(without, in_axes=tuple(axes), axis_size=size)(*args)
+            out = _under_vmap(partial(run, arrays._replace(lean=launch.lean)), size, batched, *args)
         else:
             together = batches.joined(size, batched[1:], args[1:])
             out = batches.parted(size, _many(run, launch, arrays, args[0], *together))

@@ -20,9 +20,14 @@ def joined(size: int, batched: Any, args: Any) -> Any:
 
     Arrays have rows of atoms or pairs, `Pairs` get the layout "slots"; a `Geometry` (without senders) has pairs last.
     """
+    return jax.tree.map(_join, full(size, batched, args), is_leaf=_is_special)
+
+
+def full(size: int, batched: Any, args: Any) -> Any:
+    """Arguments of which all have the axis of the batch."""
     leaves, tree = jax.tree.flatten(args)
-    full = [x if b else _repeated(size, x) for x, b in zip(leaves, jax.tree.leaves(batched), strict=True)]
-    return jax.tree.map(_join, jax.tree.unflatten(tree, full), is_leaf=_is_special)
+    each = [x if b else _repeated(size, x) for x, b in zip(leaves, jax.tree.leaves(batched), strict=True)]
+    return jax.tree.unflatten(tree, each)
 
 
 def parted(size: int, results: Any) -> Any:

@@ -31,7 +31,7 @@ Config = StudentConfig | PainnConfig
 def prepare(tree: Params, config: Config, cuda: bool = False) -> Params:
     """A tabulated tree with each table in the kernels' order (a, b, y), and without its dead third at first.
 
-    cuda: with what the CUDA kernels take, as "cuda", "one" and "packs", if the model fits them.
+    cuda: with what the CUDA kernels take, as "cuda", "one", "several" and "packs", if the model fits them.
     NumPy arrays on the way: of many shapes, XLA would compile each operation.
     """
     tree = jax.tree.map(np.asarray, tree)
@@ -45,9 +45,9 @@ def prepare(tree: Params, config: Config, cuda: bool = False) -> Params:
     result["read"] = atoms.prepare_readout(dense_layers(result.pop("readout")))
     result = jax.tree.map(np.asarray, _MODELS[config.architecture].prepare(result, config))
     if cuda:
-        from jaxff.kernels.cuda import engine, one, packs
+        from jaxff.kernels.cuda import engine, one, packs, several
 
-        for name, module in (("cuda", engine), ("one", one), ("packs", packs)):
+        for name, module in (("cuda", engine), ("one", one), ("several", several), ("packs", packs)):
             made = module.prepare(result, config)
             result |= {} if made is None else {name: made}
     return jax.tree.map(jnp.asarray, result)
@@ -189,6 +189,31 @@ def energies_and_position_gradients(
     else:
         made = one.energies(tree, config, numbers, where)
     return _completed(made, tree, config, numbers, None, pairs)[0], by_positions
+
+
+def energies_and_position_gradients_of_several(
+    tree: Params,
+    config: PainnConfig,
+    numbers: Int[Array, "B N"],
+    positions: Float[Array, "B N 3"],
+    pairs: Pairs,
+    gradients: bool,
+) -> tuple[Float[Array, "B N"], Float[Array, "B N 3"] | None]:
+    """The same of several molecules, the arrays of whose pairs have an axis of molecules, too."""
+    from jaxff.kernels.cuda import several
+
+    args = tree, config, numbers, positions, jnp.asarray(pairs.mask), gradients
+    made, by_positions = several.energies_and_gradients(*args)
+    return _completed(made, tree, config, numbers, None, pairs)[0], by_positions
+
+
+def one_kernel_serves_several(tree: Params, config: Config, num_atoms: int, molecules: int) -> bool:
+    """Whether one CUDA kernel does all of so many molecules here."""
+    if "several" not in tree:
+        return False
+    from jaxff.kernels.cuda import several
+
+    return several.serves(tree, config, num_atoms, molecules)
 
 
 def one_kernel_serves(tree: Params, config: Config, num_atoms: int) -> bool:

@@ -93,6 +93,7 @@ inline void wait_at(Barrier& b, int count) {
 inline void sync() { wait_at(all[current / the_threads].all, the_threads); }
 template <class Value>
 inline void stay(Value&) {}
+inline void hide(int&) {}
 inline void sync_warp() { wait_at(warps[current / 32], 32); }
 
 inline float from_lane(float x, int mask) {
@@ -229,6 +230,15 @@ inline bool elected() { return current % 32 == 0; }
 inline void arrive_with(uint64* b, int) { ++*b; }
 inline void barriers_made() {}
 inline float4 early(const float4* from) { return *from; }
+inline uint4 early(const uint4* from) { return *from; }
+inline int largest_of_warp(int x) {
+    lanes[current].a[0] = (uint32)x;
+    sync_warp();
+    int r = x;
+    for (int k = 0; k < 32; k++) r = max(r, (int)lanes[current / 32 * 32 + k].a[0]);
+    sync_warp();
+    return r;
+}
 
 static void (*body)();
 static void enter() {

@@ -20,6 +20,8 @@ __device__ __forceinline__ void ready(Pointer&... pointers) {
 // a value that is in a register from here on, not read or made again where it is used
 template <class Value>
 __device__ __forceinline__ void stay(Value& x) { asm volatile("" : "+l"(x)); }
+// whose value the compiler can't know from here on
+__device__ __forceinline__ void hide(int& x) { asm volatile("" : "+r"(x)); }
 __device__ __forceinline__ void sync_warp() { __syncwarp(); }
 __device__ __forceinline__ float from_lane(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 __device__ __forceinline__ int of_lane(int x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
@@ -139,6 +141,12 @@ __device__ __forceinline__ float4 early(const float4* from) {
     asm volatile("ld.global.nc.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(r.x), "=f"(r.y), "=f"(r.z), "=f"(r.w) : "l"(from));
     return r;
 }
+__device__ __forceinline__ uint4 early(const uint4* from) {
+    uint4 r;
+    asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(from));
+    return r;
+}
+__device__ __forceinline__ int largest_of_warp(int x) { return __reduce_max_sync(0xffffffffu, x); }
 // among the first so many threads
 template <int COUNT>
 __device__ __forceinline__ void sync_first() { asm volatile("bar.sync 1, %0;" : : "n"(COUNT) : "memory"); }

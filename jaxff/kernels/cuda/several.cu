@@ -1,0 +1,854 @@
+// Energies of several molecules of N atoms, and gradients by their positions, in one kernel: PaiNN's phases (jaxff.kernels.painn)
+// and their messages, as jaxff.kernels.message has them.
+//
+// P blocks, each with C channels of all atoms, serve a molecule: products over channels pass between them, messages don't. All
+// blocks run at once (a cooperative launch) and hand on what others need in words of four channels and a tag, which are
+// written and read as a whole: who needs a word reads it until its tag is that of this launch and turn. Places of words are
+// used by turns: a block writes a place again only after it received what its readers sent after they had read it. More than
+// half of the multiprocessors have a block (some of them idle), and room for no other.
+// Thread 16 a + o keeps what atom a and channel o of the block's have. Where a product makes more rows than it takes, blocks
+// send what they have and multiply by columns of the matrix (`Gathered`); else they multiply by rows of it, and send shares of
+// what others sum (`Scattered`). Products are of the tensor cores, as in tiles.cu: rows times a power of 2 for each atom,
+// matrices times a power of 2, both as sums of two halves. Matrices come into shared memory in chunks, which the last warp asks
+// for as soon as all have read those before.
+// Filters of the distance are W_c(r) = sum_k B_k(r) C_kc with few functions B, the same in all layers (larger.py). A block
+// makes those of its channels once for both ends of each pair; pair e = j (j - 1) / 2 + i has the atoms i < j. Then two warps
+// sum those of three atoms: lane 8 part + k has channels 2 k and 2 k + 1 of every fourth sender of a half.
+// Defined from outside: N, LAYERS, F, H (the readout's hidden channels), FUNCTIONS (of the distance; a multiple of 4), BLOCKS
+// (of as many molecules as find room), BACK (whether gradients are wanted).
+#define C 16
+#define P (F / C)
+#define WARPS 16
+#define THREADS (32 * WARPS)
+#define PAIRS (N * (N - 1) / 2)
+#define TILES (PAIRS / 16 + 1)  // of 16 pairs
+#define NONE PAIRS              // the pair of an atom and itself, which doesn't count
+#define ALL (16 * TILES)
+#define FULL ((FUNCTIONS + 7) / 16)       // products of 16 functions,
+#define REST (FUNCTIONS > 16 * FULL)      // and one of 8
+#define OF_TILE (FULL * 64 + REST * 32)   // B of a tile, or its slopes: words of 16 bytes
+#define STEPS ((FUNCTIONS + 15) / 16)     // of C as it comes; as it is kept, OF_TILE words a filter
+#define QUADS (F / 4)
+#define TRIPLES ((N + 2) / 3)
+#define SENDERS ((N + 1) / 2)        // of the first half
+static_assert(2 * TRIPLES <= WARPS, "two warps a triple");
+#define SCALARS ((N + 15) / 16)      // tiles of 16 rows: of a number an atom,
+#define VECTORS ((3 * N + 15) / 16)  // of three
+#define CHUNK THREADS  // words of 16 bytes of a matrix that come at once
+#define RING 4         // such chunks on their way
+#define STRIDE (2 * 32 + 4)  // of 16 columns of such a tile, as two halves: words of 16 bytes
+#define EACH(i, n) _Pragma("unroll") for (int i = 0; i < (n); i++)
+#define ONE_BY_ONE _Pragma("unroll 1")
+
+// what a thread keeps of each layer: the vector's factor, v that was sent, slopes of the gate's hidden channels, which the first
+// layer does without; what else was sent, the update's vectors, two gates, slopes of the update's hidden channels
+enum { XV, VS, OF_GATE = VS + 3, LATER, XS = LATER, XU, UV, VV = UV + 3, GATES = VV + 3, OF_UPDATE = GATES + 2, ROWS };
+// what a message hears of: y; on the way back cotangents of s and v, and y
+enum { Y, S_BAR = 3, V_BAR, SENT = V_BAR + 3 };
+#define HEARD (4 + BACK)
+
+// constants of a block's channels, by layers: the update's biases, and those of the gate that sends into a layer
+#define HIDDEN_BIAS 0
+#define GATE_BIAS C
+#define HIDDEN_GATE_BIAS (4 * C)
+#define SENT_BIAS (5 * C)
+#define OF_LAYER (8 * C)
+#define OF_READ (LAYERS * OF_LAYER)  // all of the readout's biases, and its last weights
+#define OF_SPACE (OF_READ + 2 * H)   // the norm's epsilon, cutoff, intervals of the table
+#define OF_SCALES (OF_SPACE + 3)     // factors that undo those of B and C, by layers; of B's slopes, and its inverse
+#define OF_FACTORS (OF_SCALES + LAYERS + 2)  // likewise of matrices
+#define CONSTANTS (OF_FACTORS + 10 * LAYERS)
+
+// kinds of exchanges, each with places of its own: of all blocks' rows, one or three an atom, or of shares of as many
+enum { ROW, ROWS_OF_VECTORS, SHARES, SHARES_OF_VECTORS, KINDS };
+__device__ constexpr int words_of(int kind) { return kind == ROW ? N * C / 4 : kind == ROWS_OF_VECTORS ? 3 * N * C / 4 : kind == SHARES ? N * F / 4 : 3 * N * F / 4; }
+__device__ constexpr int place_of_kind(int kind) { return kind == 0 ? 0 : place_of_kind(kind - 1) + 2 * words_of(kind - 1); }
+// of a launch
+__device__ constexpr int exchanges_of(int kind) {
+    return kind == ROW ? 2 * LAYERS + BACK * LAYERS : kind == ROWS_OF_VECTORS ? LAYERS : kind == SHARES ? 2 * LAYERS - 1 + BACK * (3 * LAYERS - 2) : BACK * LAYERS;
+}
+#define OF_GRADIENTS place_of_kind(KINDS)
+#define OF_BLOCK (OF_GRADIENTS + N)
+__device__ uint4 exchange[BLOCKS * OF_BLOCK];
+#define IDLE_LOOKS 1000  // some 0.5 ms
+__device__ uint32 launches[BLOCKS / P], finished[BLOCKS / P];  // of a molecule: known to have begun, and to be ended
+
+// What all blocks sent, MT tiles of 16 rows and KS times 16 columns, times NT times 8 columns of a matrix: a warp has one of
+// KPARTS parts of the sum for one of MPARTS parts of the tiles and 8 columns.
+template <int MT, int NT, int KS, int MPARTS, int KPARTS>
+struct Gathered {
+    static constexpr int EACH_K = (KS + KPARTS - 1) / KPARTS, EACH_M = (MT + MPARTS - 1) / MPARTS, WIDTH = 8 * NT + 8;
+    static constexpr int MADE = KPARTS * MT * 16 * WIDTH, CHUNKS = (NT * KS * 32 + CHUNK - 1) / CHUNK;
+    static_assert(NT * MPARTS * KPARTS <= WARPS, "a warp each");
+    template <class Matrices>
+    static __device__ __forceinline__ void run(int warp, int lane, Matrices& matrices, const uint4* rows, float* made) {
+        int column = warp % NT, m_part = warp / NT % MPARTS, k_part = warp / (NT * MPARTS);
+        if (k_part < KPARTS) {
+            float sums[EACH_M][4], more[EACH_M][4];
+            EACH(m, EACH_M) EACH(i, 4) sums[m][i] = more[m][i] = 0.f;
+            matrices.await(CHUNKS);
+            EACH(k, EACH_K) if (KS % KPARTS == 0 || k_part * EACH_K + k < KS) {
+                uint4 w = matrices.word(column * KS + k_part * EACH_K + k, lane);
+                EACH(m, EACH_M) {
+                    int tile = m_part + MPARTS * m;
+                    if (MT % MPARTS && tile >= MT) continue;
+                    const uint4* at = rows + (tile * KS + k_part * EACH_K + k) * STRIDE + lane;
+                    uint4 h = at[0], l = at[32];
+                    uint32 high[4] = {h.x, h.z, h.y, h.w}, low[4] = {l.x, l.z, l.y, l.w};
+                    mma(sums[m], high, w.x, w.y);
+                    mma(more[m], low, w.x, w.y);
+                    mma(more[m], high, w.z, w.w);
+                }
+            }
+            EACH(m, EACH_M) {
+                int tile = m_part + MPARTS * m;
+                if (MT % MPARTS && tile >= MT) continue;
+                EACH(r, 2) {
+                    float2* to = (float2*)(made + ((k_part * MT + tile) * 16 + lane / 4 + 8 * r) * WIDTH + 8 * column) + lane % 4;
+                    *to = make_float2(sums[m][2 * r] + more[m][2 * r], sums[m][2 * r + 1] + more[m][2 * r + 1]);
+                }
+            }
+        }
+        matrices.end(CHUNKS, warp);
+    }
+    static __device__ __forceinline__ float sum(const float* made, int row, int column) {
+        float total = 0.f;
+        EACH(k, KPARTS) total += made[(k * MT * 16 + row) * WIDTH + column];
+        return total;
+    }
+};
+using OfVectors = Gathered<VECTORS, 4, P, 4, 1>;
+using OfHidden = Gathered<SCALARS, 6, P, 2, 1>;
+using OfReadout = Gathered<SCALARS, H / 8, P, (H > 64 ? 1 : 2), 1>;
+using FromReadout = Gathered<SCALARS, 2, H / 16, 2, 2>;
+using FromHidden = Gathered<SCALARS, 4, P, 2, 2>;
+
+// What this block has, MT tiles of 16 rows and KS times 16 columns, times C columns of a matrix for each block: a warp has one
+// block's, of one or more tiles.
+template <int MT, int KS>
+struct Scattered {
+    static constexpr int WIDTH = 8 * KS + 4, PART = 16 * MT * WIDTH;  // of a row in shared memory, and of either half of all: words
+    static constexpr int CHUNKS = (P * KS * 64 + CHUNK - 1) / CHUNK;
+    // store(block, row, t, four channels): its 4 t and those after it
+    template <class Matrices, class Store>
+    static __device__ __forceinline__ void run(int warp, int lane, Matrices& matrices, const uint32* rows, const Store& store) {
+        int to = warp % P;
+        uint4 w[KS][2];
+        matrices.await(CHUNKS);
+        EACH(k, KS) EACH(n, 2) w[k][n] = matrices.word((to * KS + k) * 2 + n, lane);
+        EACH(m, (P * MT + WARPS - 1) / WARPS) {
+            int tile = warp / P + WARPS / P * m;
+            if (tile >= MT) continue;
+            float sums[2][4] = {}, more[2][4] = {};
+            EACH(k, KS) {
+                uint32 high[4], low[4];
+                load_a(high, rows + tile * 16 * WIDTH + 8 * k, WIDTH), load_a(low, rows + PART + tile * 16 * WIDTH + 8 * k, WIDTH);
+                EACH(n, 2) mma(sums[n], high, w[k][n].x, w[k][n].y);
+                EACH(n, 2) mma(more[n], low, w[k][n].x, w[k][n].y);
+                EACH(n, 2) mma(more[n], high, w[k][n].z, w[k][n].w);
+            }
+            EACH(r, 2) {
+                float x[4];
+                EACH(i, 4) x[i] = sums[i / 2][2 * r + i % 2] + more[i / 2][2 * r + i % 2];
+                store(to, 16 * tile + lane / 4 + 8 * r, lane % 4, x);
+            }
+        }
+        matrices.end(CHUNKS, warp);
+    }
+};
+template <int KS>
+using OfScalars = Scattered<SCALARS, KS>;
+using FromVectors = Scattered<VECTORS, 2>;
+
+__device__ constexpr int most(int a) { return a; }
+template <class... More>
+__device__ constexpr int most(int a, int b, More... more) { return most(a > b ? a : b, more...); }
+#define GATHERED (STRIDE * most(VECTORS * P, SCALARS * most(P, H / 16)))  // words of 16 bytes
+#define MADE most(OfVectors::MADE, OfHidden::MADE, OfReadout::MADE, FromReadout::MADE, FromHidden::MADE)
+#define SCATTERED (2 * most(OfScalars<3>::PART, FromVectors::PART))
+#define OF_FILTERS (3 * ALL * C)
+// what products take and make, or filters and what messages make
+#define REGION most(OF_FILTERS + 2 * HEARD * N * C, 4 * GATHERED + MADE + 2 * SCATTERED)
+
+// Shared memory, in words of 16 bytes.
+enum {
+    AT_BASIS = 0,  // B of pairs
+    AT_REGION = AT_BASIS + TILES * (1 + BACK) * OF_TILE,
+    AT_WEIGHTS = AT_REGION + REGION / 4,                      // C of all layers
+    AT_DIRECTIONS = AT_WEIGHTS + (3 * LAYERS - 1) * OF_TILE,  // of pairs,
+    AT_BARS = AT_DIRECTIONS + ALL,                            // and gradients by their distances and directions
+    AT_OWN = AT_BARS + BACK * ALL,
+    AT_SOURCES = AT_OWN + (LAYERS * ROWS - LATER) * N * C / 4,
+    AT_RING = AT_SOURCES + (BACK ? SENT : 3) * N * C / 4,
+    AT_BARRIERS = AT_RING + RING * CHUNK,
+    AT_INVERSE = AT_BARRIERS + (RING + 2) / 2  // of each atom's power of 2, by turns; then constants, and pairs' atoms
+};
+template <class Type>
+__device__ __forceinline__ Type* shared_at(int place) {
+    SHARED(float4, memory);
+    return (Type*)(memory + place);
+}
+
+// Chunks of matrices, in the order in which they are used.
+struct Matrices {
+    const uint4* from;
+    int all, asked = 0, taken = 0, stage = 0;
+
+    static __device__ __forceinline__ uint4* ring() { return shared_at<uint4>(AT_RING); }
+    static __device__ __forceinline__ uint64* arrived() { return shared_at<uint64>(AT_BARRIERS); }  // of the chunks in the ring
+    static __device__ __forceinline__ uint64* done() { return arrived() + RING; }                   // all warps have read a matrix
+    // by one thread
+    __device__ __forceinline__ void ask() {
+        ONE_BY_ONE for (; asked < min(taken + RING, all); asked++)
+            copy(ring() + asked % RING * CHUNK, from + asked * CHUNK, CHUNK * (int)sizeof(uint4), arrived() + asked % RING);
+    }
+    __device__ __forceinline__ void await(int chunks) const {
+        EACH(k, RING) if (k < chunks) barrier_wait(arrived() + (taken + k) % RING, (taken + k) / RING & 1);
+    }
+    // a word of 16 bytes of the present one for each lane: 32 of those words are a step
+    __device__ __forceinline__ uint4 word(int step, int lane) const { return ring()[(taken + step / (CHUNK / 32)) % RING * CHUNK + step % (CHUNK / 32) * 32 + lane]; }
+    __device__ __forceinline__ void end(int chunks, int warp) {
+        barrier_arrive(done());
+        taken += chunks;
+        if (warp == WARPS - 1) {
+            barrier_wait(done(), stage & 1);
+            if (lane() == 0) ask();
+        }
+        stage++;
+    }
+};
+
+struct Two {  // of two channels
+    float x[2];
+};
+__device__ __forceinline__ Two two(const float* at) {
+    float2 q = *(const float2*)at;
+    return {q.x, q.y};
+}
+// over four lanes, APART from each other: a lane has the sum of x[lane() / APART % 4] then
+template <int APART>
+__device__ __forceinline__ float spread(const float (&x)[4], int lane) {
+    bool upper = lane & 2 * APART, odd = lane & APART;
+    float first = (upper ? x[2] : x[0]) + from_lane(upper ? x[0] : x[2], 2 * APART);
+    float second = (upper ? x[3] : x[1]) + from_lane(upper ? x[1] : x[3], 2 * APART);
+    return (odd ? second : first) + from_lane(odd ? first : second, APART);
+}
+
+struct Molecule {
+    const int g = block() / P, c = block() % P;
+    int t = ::thread();
+    Matrices matrices;
+    uint32 launched, sent[KINDS];  // exchanges until now, of all launches
+    int exchanges = 0;             // of this one
+
+    // What follows from the thread is made again from here on, or it would wait in registers that are not there
+    __device__ __forceinline__ void again() { hide(t); }
+    __device__ __forceinline__ int thread() const { return t; }
+    __device__ __forceinline__ int lane() const { return t & 31; }
+    __device__ __forceinline__ int warp() const { return t >> 5; }
+    __device__ __forceinline__ int a() const { return t / C; }
+    __device__ __forceinline__ int o() const { return t % C; }
+    __device__ __forceinline__ bool mine() const { return a() < N; }         // whether there is such an atom,
+    __device__ __forceinline__ bool busy() const { return 2 * warp() < N; }  // or such a one of this warp's
+    // of messages: two channels, and which senders; three atoms, and which half
+    __device__ __forceinline__ int channel() const { return 2 * (t % 8); }
+    __device__ __forceinline__ int part() const { return lane() / 8; }
+    __device__ __forceinline__ int triple() const { return warp() % TRIPLES; }
+    __device__ __forceinline__ int half() const { return warp() / TRIPLES; }
+    __device__ __forceinline__ Molecule() {
+        launched = g < BLOCKS / P ? latest(launches + g) : 0;
+        EACH(kind, KINDS) sent[kind] = launched * exchanges_of(kind);
+    }
+    static __device__ __forceinline__ uint4* basis() { return shared_at<uint4>(AT_BASIS); }
+    static __device__ __forceinline__ uint4* weights() { return shared_at<uint4>(AT_WEIGHTS); }
+    // what is multiplied, and what that makes; what is multiplied for others
+    static __device__ __forceinline__ uint4* gathered() { return shared_at<uint4>(AT_REGION); }
+    static __device__ __forceinline__ float* made() { return shared_at<float>(AT_REGION + GATHERED); }
+    static __device__ __forceinline__ uint32* scattered() { return shared_at<uint32>(AT_REGION + GATHERED + MADE / 4); }
+    // [kind, pair, channel], and sums of messages, in their place
+    static __device__ __forceinline__ float* filters() { return shared_at<float>(AT_REGION); }
+    static __device__ __forceinline__ float* heard() { return shared_at<float>(AT_REGION) + OF_FILTERS; }
+    static __device__ __forceinline__ float4* directions() { return shared_at<float4>(AT_DIRECTIONS); }
+    static __device__ __forceinline__ float4* bars() { return shared_at<float4>(AT_BARS); }
+    static __device__ __forceinline__ float* own() { return shared_at<float>(AT_OWN); }
+    static __device__ __forceinline__ float* sources() { return shared_at<float>(AT_SOURCES); }
+    static __device__ __forceinline__ float* inverse() { return shared_at<float>(AT_INVERSE); }
+    static __device__ __forceinline__ float* constants() { return inverse() + 2 * N; }
+    static __device__ __forceinline__ unsigned char* ends() { return (unsigned char*)(constants() + CONSTANTS); }
+    __device__ __forceinline__ float* row_of(int layer, int row) const { return own() + (layer * ROWS + row - LATER) * N * C; }
+    __device__ __forceinline__ float& kept(int layer, int row) const { return row_of(layer, row)[thread()]; }
+    __device__ __forceinline__ float* source_row(int row) const { return sources() + row * N * C; }
+    __device__ __forceinline__ float& source(int row) const { return source_row(row)[thread()]; }
+    __device__ __forceinline__ float constant(int layer, int offset) const { return constants()[layer * OF_LAYER + offset + o()]; }
+    __device__ __forceinline__ float inner(int layer, int u, int v) const {
+        return kept(layer, u) * kept(layer, v) + kept(layer, u + 1) * kept(layer, v + 1) + kept(layer, u + 2) * kept(layer, v + 2);
+    }
+
+    // --- what blocks send each other ---
+
+    // where words are, and how they are told from those before: of the same place, the last but one
+    __device__ __forceinline__ uint4* place(int of, int kind) const { return exchange + (g * P + of) * OF_BLOCK + place_of_kind(kind) + (sent[kind] & 1) * words_of(kind); }
+    __device__ __forceinline__ uint32 tag(int kind) const { return 8 | sent[kind] >> 1 & 7; }
+    __device__ __forceinline__ float& power(int atom) const { return inverse()[(exchanges & 1) * N + atom]; }
+    // The power of 2 that brings the largest number of this thread's atom to between 2^14 and 2^15; its inverse is kept
+    __device__ __forceinline__ float scale(float largest) const {
+        EACH(step, 4) largest = max(largest, from_lane(largest, 1 << step));
+        int exponent = min(268 - (as_int(largest) >> 23), 250);
+        if (mine() && o() == 0) power(a()) = as_float(254 - exponent << 23);
+        return as_float(exponent << 23);
+    }
+    // four lanes have four numbers each: then lane k has their k-th
+    __device__ __forceinline__ void transpose(float (&x)[4]) const {
+        EACH(step, 2) {
+            int apart = 1 << step;
+            bool upper = lane() & apart;
+            EACH(k, 4) if (!(k & apart)) {
+                float other = from_lane(upper ? x[k] : x[k + apart], apart);
+                if (upper) x[k] = other;
+                else x[k + apart] = other;
+            }
+        }
+    }
+    // rows of this thread's atom and channel, to all blocks of the molecule
+    template <int R>
+    __device__ __forceinline__ void send(const float (&x)[R]) {
+        again();
+        constexpr int kind = R == 1 ? ROW : ROWS_OF_VECTORS;
+        exchanges++, sent[kind]++;
+        float four[4];
+        EACH(k, 4) four[k] = k < R ? x[k < R ? k : 0] : 0.f;
+        transpose(four);
+        int row = o() % 4;
+        if (mine() && row < R) put(place(c, kind) + (row * N + a()) * 4 + o() / 4, four[0], four[1], four[2], four[3], tag(kind));
+    }
+    // four numbers of a row, as two halves of each, where the tensor cores take them
+    __device__ __forceinline__ void operand(int row, int steps, int step, int quarter, const float (&x)[4]) const {
+        uint2 high, low;
+        split(x[0], x[1], high.x, low.x), split(x[2], x[3], high.y, low.y);
+        uint2* to = (uint2*)(gathered() + (row / 16 * steps + step) * STRIDE + row % 8 * 4 + quarter) + row / 8 % 2;
+        to[0] = high, to[64] = low;
+    }
+    // what all blocks sent: a row an atom, or one for each of three components
+    template <int R>
+    __device__ __forceinline__ void gather() {
+        again();
+        constexpr int EACH_THREAD = (QUADS + C - 1) / C, kind = R == 1 ? ROW : ROWS_OF_VECTORS;
+        if (busy()) {
+            float4 w[EACH_THREAD * R];
+            int atom = min(a(), N - 1);
+            receive(w, tag(kind), [&](int k) {
+                int quad = min(o() + k / R * C, QUADS - 1);
+                return place(quad / 4, kind) + (k % R * N + atom) * 4 + quad % 4;
+            });
+            float largest = 0.f;
+            EACH(k, EACH_THREAD * R) largest = max(largest, max(max(fabsf(w[k].x), fabsf(w[k].y)), max(fabsf(w[k].z), fabsf(w[k].w))));
+            float factor = scale(largest);
+            EACH(k, EACH_THREAD * R) if (mine() && o() + k / R * C < QUADS) {
+                int quad = o() + k / R * C;
+                float x[4] = {factor * w[k].x, factor * w[k].y, factor * w[k].z, factor * w[k].w};
+                operand(k % R * N + a(), P, quad / 4, quad % 4, x);
+            }
+        }
+        sync();
+    }
+    template <class Of>
+    __device__ __forceinline__ void multiply() {
+        again();
+        Of::run(warp(), lane(), matrices, gathered(), made());
+        sync();
+    }
+    // a sum of the product, of the part-th of this block's columns
+    template <class Of>
+    __device__ __forceinline__ float result(int part, int row) const {
+        return Of::sum(made(), row, part * C + o()) * (power(a()) * constants()[OF_FACTORS + matrices.stage - 1]);
+    }
+    template <class Of>
+    __device__ __forceinline__ float result(int part) const { return result<Of>(part, a()); }
+    // KS rows of this thread's atom and channel, or, of COMPONENTS, as many by turns, times a matrix: shares for all blocks
+    template <int COMPONENTS, int KS, class Of = Scattered<COMPONENTS == 1 ? SCALARS : VECTORS, KS>>
+    __device__ __forceinline__ void scatter(const float (&x)[KS * COMPONENTS]) {
+        again();
+        constexpr int kind = COMPONENTS == 1 ? SHARES : SHARES_OF_VECTORS;
+        exchanges++, sent[kind]++;
+        uint32* rows = scattered() + (exchanges & 1) * SCATTERED;
+        if (busy()) {
+            float largest = 0.f;
+            EACH(k, KS * COMPONENTS) largest = max(largest, fabsf(x[k]));
+            float factor = scale(largest);
+            EACH(k, KS) EACH(component, COMPONENTS) if (mine()) {
+                uint32 high, low;
+                split(factor * x[k * COMPONENTS + component], 0.f, high, low);
+                unsigned short* to = (unsigned short*)(rows + (component * N + a()) * Of::WIDTH + 8 * k) + o();
+                to[0] = (unsigned short)high, to[2 * Of::PART] = (unsigned short)low;
+            }
+        }
+        sync();
+        float factor = constants()[OF_FACTORS + matrices.stage];
+        Of::run(warp(), lane(), matrices, rows, [&](int to, int row, int t, const float (&share)[4]) {
+            if (row >= COMPONENTS * N) return;
+            float by = factor * power(COMPONENTS > 1 ? row % N : row);
+            put(place(c, kind) + ((to * COMPONENTS * N) + row) * 4 + t, by * share[0], by * share[1], by * share[2], by * share[3], tag(kind));
+        });
+    }
+    // the sums of all blocks' shares
+    template <int COMPONENTS>
+    __device__ __forceinline__ void collect(float (&sums)[COMPONENTS]) {
+        again();
+        constexpr int EACH_THREAD = (P + 3) / 4, kind = COMPONENTS == 1 ? SHARES : SHARES_OF_VECTORS;
+        if (!busy()) return;
+        float4 w[EACH_THREAD * COMPONENTS];
+        int atom = min(a(), N - 1);
+        receive(w, tag(kind), [&](int k) { return place(min(o() % 4 + 4 * (k / COMPONENTS), P - 1), kind) + ((c * COMPONENTS + k % COMPONENTS) * N + atom) * 4 + o() / 4; });
+        EACH(component, COMPONENTS) {
+            float x[4] = {};
+            EACH(k, EACH_THREAD) if (o() % 4 + 4 * k < P) {
+                float4 q = w[k * COMPONENTS + component];
+                x[0] += q.x, x[1] += q.y, x[2] += q.z, x[3] += q.w;
+            }
+            sums[component] = spread<1>(x, lane());
+        }
+    }
+    static __device__ __forceinline__ float logistic(float z) { return reciprocal(1.f + exponential(-z)); }
+    static __device__ __forceinline__ float silu_slope(float z, float sigmoid) { return sigmoid * (1.f + z * (1.f - sigmoid)); }
+    // a hidden channel, whose slope is kept
+    __device__ __forceinline__ float silu(int layer, int which, float z) const {
+        float sigmoid = logistic(z);
+        kept(layer, which) = silu_slope(z, sigmoid);
+        return z * sigmoid;
+    }
+
+    // --- filters ---
+
+    // B of 16 pairs (values, slopes: high, low) as a warp's lanes multiply them; 0 of pairs that don't count. Of 16 functions
+    // lane 4 g + t has 4 i + t, i < 4. table: [intervals, FUNCTIONS] cubics
+    __device__ __forceinline__ void evaluate(const float* table) const {
+        float slope = constants()[OF_SCALES + LAYERS];
+        int last = (int)constants()[OF_SPACE + 2] - 1;
+        ONE_BY_ONE for (int tile = warp(); tile < TILES; tile += WARPS) {
+            const float4* at[2];
+            float t[2];
+            bool counts[2];
+            EACH(r, 2) {
+                float place = directions()[16 * tile + lane() / 4 + 8 * r].w;
+                int interval = min(max((int)place, 0), last);
+                counts[r] = place >= 0.f, t[r] = place - (float)interval, at[r] = (const float4*)table + interval * FUNCTIONS + lane() % 4;
+            }
+            float4 w[STEPS][2][4];
+            EACH(k, STEPS) EACH(r, 2) EACH(i, 4) {
+                int first = 16 * k + 4 * i;
+                w[k][r][i] = first < FUNCTIONS ? early(at[r] + first) : make_float4(0.f, 0.f, 0.f, 0.f);
+            }
+            EACH(which, 1 + BACK) EACH(k, STEPS) {
+                uint32 high[4], low[4];
+                EACH(r, 2) EACH(m, 2) {
+                    float pair[2];
+                    EACH(i, 2) {
+                        float4 cubics = w[k][r][2 * m + i];
+                        pair[i] = !counts[r] ? 0.f : which ? slope * cubic_slope(cubics, t[r]) : cubic(cubics, t[r]);
+                    }
+                    split(pair[0], pair[1], high[2 * m + r], low[2 * m + r]);
+                }
+                uint4* to = basis() + (tile * (1 + BACK) + which) * OF_TILE + k * 64 + lane();
+                if (k < FULL) to[0] = {high[0], high[1], high[2], high[3]}, to[32] = {low[0], low[1], low[2], low[3]};
+                else to[0] = {high[0], high[1], low[0], low[1]};
+            }
+        }
+    }
+    __device__ __forceinline__ float* filter(int kind, int e) const { return filters() + (kind * ALL + e) * C; }
+    // B of a tile, or its slopes
+    struct Operand {
+        uint32 high[STEPS][4], low[STEPS][4];
+        const int lane;
+        __device__ __forceinline__ Operand(const uint4* at, int lane) : lane(lane) {
+            EACH(k, FULL) {
+                uint4 h = at[64 * k + lane], l = at[64 * k + 32 + lane];
+                high[k][0] = h.x, high[k][1] = h.y, high[k][2] = h.z, high[k][3] = h.w, low[k][0] = l.x, low[k][1] = l.y, low[k][2] = l.z, low[k][3] = l.w;
+            }
+            if (REST) {
+                uint4 both = at[64 * FULL + lane];
+                high[STEPS - 1][0] = both.x, high[STEPS - 1][1] = both.y, low[STEPS - 1][0] = both.z, low[STEPS - 1][1] = both.w;
+            }
+        }
+        // times C: of pairs g and g + 8 channels 2 t and 2 t + 1 of half of the block's
+        __device__ __forceinline__ void times(const uint4* from, int side, float (&sums)[4]) const {
+            float more[4] = {};
+            EACH(i, 4) sums[i] = 0.f;
+            EACH(k, FULL) {
+                uint4 b = from[64 * k + 32 * side + lane];
+                mma(sums, high[k], b.x, b.y), mma(more, low[k], b.x, b.y), mma(more, high[k], b.z, b.w);
+            }
+            if (REST) {
+                uint2 b = ((const uint2*)(from + 64 * FULL))[32 * side + lane];
+                mma_of_8(sums, high[STEPS - 1], b.x), mma_of_8(more, low[STEPS - 1], b.x), mma_of_8(more, high[STEPS - 1], b.y);
+            }
+            EACH(i, 4) sums[i] += more[i];
+        }
+    };
+    __device__ __forceinline__ const uint4* weights_of(int layer, int kind) const { return weights() + ((layer ? 3 * layer - 1 : 0) + kind) * OF_TILE; }
+    __device__ __forceinline__ void store_filter(int kind, int tile, int side, const float (&w)[4]) const {
+        EACH(r, 2) *((float2*)(filter(kind, 16 * tile + lane() / 4 + 8 * r) + 8 * side) + lane() % 4) = make_float2(w[2 * r], w[2 * r + 1]);
+    }
+    // a layer's
+    __device__ __forceinline__ void make_filters(int layer) const {
+        ONE_BY_ONE for (int tile = warp(); tile < TILES; tile += WARPS) {
+            Operand values(basis() + tile * (1 + BACK) * OF_TILE, lane());
+            EACH(kind, 3) if (kind < 2 || layer > 0) EACH(side, 2) {
+                float w[4];
+                values.times(weights_of(layer, kind), side, w);
+                store_filter(kind, tile, side, w);
+            }
+        }
+        sync();
+    }
+    __device__ __forceinline__ float factor(int layer) const { return constants()[OF_SCALES + layer]; }
+
+    // --- messages ---
+
+    static __device__ __forceinline__ int pair_of(int i, int j) {
+        int upper = max(i, j), lower = min(i, j);
+        return i == j || upper >= N ? NONE : upper * (upper - 1) / 2 + lower;
+    }
+    // from i to j
+    __device__ __forceinline__ void direction(int i, int j, int e, float (&u)[3]) const {
+        float4 q = directions()[e];
+        float sign = i < j ? 1.f : -1.f;
+        u[0] = sign * q.x, u[1] = sign * q.y, u[2] = sign * q.z;
+    }
+    // rows 0 to 3 of three atoms' sums, which all parts share
+    __device__ __forceinline__ void hand_over(const float (&sums)[3][2][4]) const {
+        EACH(k, 3) {
+            float x[2] = {spread<8>(sums[k][0], lane()), spread<8>(sums[k][1], lane())};
+            int i = 3 * triple() + k;
+            if (i < N) *(float2*)(heard() + ((half() * HEARD + part()) * N + i) * C + channel()) = make_float2(x[0], x[1]);
+        }
+    }
+    // sums of a message: one number, and three
+    __device__ __forceinline__ void message(int layer) {
+        again(), hide(layer);
+        make_filters(layer);
+        if (half() < 2) {
+            float sums[3][2][4] = {};  // [atom, channel, row]
+            ONE_BY_ONE for (int from = 0; from < SENDERS; from += 4) {
+                int j = half() * SENDERS + from + part(), at = min(j, N - 1) * C + channel();
+                bool is = from + part() < SENDERS;
+                Two a_ = two(row_of(layer, XS) + at), b = two(row_of(layer, XU) + at), ys[3];
+                if (layer > 0) EACH(axis, 3) ys[axis] = two(source_row(Y + axis) + at);
+                EACH(k, 3) {
+                    int i = 3 * triple() + k, e = is ? pair_of(i, j) : NONE;
+                    float u[3];
+                    direction(i, j, e, u);
+                    Two wa = two(filter(0, e) + channel()), wb = two(filter(1, e) + channel()), wc;
+                    if (layer > 0) wc = two(filter(2, e) + channel());
+                    EACH(x, 2) {
+                        float along = wb.x[x] * b.x[x];
+                        sums[k][x][0] += wa.x[x] * a_.x[x];
+                        EACH(axis, 3) sums[k][x][1 + axis] += u[axis] * along;
+                        if (layer > 0) EACH(axis, 3) sums[k][x][1 + axis] += wc.x[x] * ys[axis].x[x];
+                    }
+                }
+            }
+            hand_over(sums);
+        }
+        sync();
+    }
+    __device__ __forceinline__ float sum(int layer, int row) const { return factor(layer) * (heard()[row * N * C + thread()] + heard()[(HEARD + row) * N * C + thread()]); }
+    // of its transpose: a, y, b
+    __device__ __forceinline__ void message_transpose(int layer) {
+        again(), hide(layer);
+        if (half() < 2) {
+            float sums[3][2][4] = {}, of_b[8] = {};
+            ONE_BY_ONE for (int from = 0; from < SENDERS; from += 4) {
+                int j = half() * SENDERS + from + part(), at = min(j, N - 1) * C + channel();
+                bool is = from + part() < SENDERS;
+                Two p = two(source_row(S_BAR) + at), q[3];
+                EACH(axis, 3) q[axis] = two(source_row(V_BAR + axis) + at);
+                EACH(k, 3) {
+                    int i = 3 * triple() + k, e = is ? pair_of(i, j) : NONE;
+                    float u[3];
+                    direction(i, j, e, u);
+                    Two wa = two(filter(0, e) + channel()), wb = two(filter(1, e) + channel()), wc = two(filter(2, e) + channel());
+                    EACH(x, 2) {
+                        sums[k][x][0] += wa.x[x] * p.x[x];
+                        EACH(axis, 3) sums[k][x][1 + axis] += wc.x[x] * q[axis].x[x];
+                        of_b[2 * k + x] -= (u[0] * q[0].x[x] + u[1] * q[1].x[x] + u[2] * q[2].x[x]) * wb.x[x];
+                    }
+                }
+            }
+            hand_over(sums);
+            EACH(some, 2) {
+                float x[4];
+                EACH(k, 4) x[k] = of_b[4 * some + k];
+                float b = spread<8>(x, lane());
+                int k = 2 * some + part() / 2, i = 3 * triple() + k;
+                if (k < 3 && i < N) heard()[((half() * HEARD + 4) * N + i) * C + channel() + part() % 2] = b;
+            }
+        }
+        sync();
+    }
+    // A layer's filters(), if there is a layer before it; and gradients of pairs grow, by tiles: a lane has those of two pairs
+    // through four channels, then one of their four numbers
+    __device__ __forceinline__ void add_gradients(int layer) {
+        again(), hide(layer);
+        ONE_BY_ONE for (int tile = warp(); tile < TILES; tile += WARPS) {
+            const uint4* at = basis() + tile * (1 + BACK) * OF_TILE;
+            Operand values(at, lane()), slopes(at + OF_TILE, lane());
+            float bar[2][4] = {};
+            EACH(side, 2) {
+                float wb[4], sa[4], sb[4], sc[4];
+                values.times(weights_of(layer, 1), side, wb);
+                if (layer > 0) {
+                    float w[4];
+                    store_filter(1, tile, side, wb);
+                    values.times(weights_of(layer, 0), side, w), store_filter(0, tile, side, w);
+                    values.times(weights_of(layer, 2), side, w), store_filter(2, tile, side, w);
+                    slopes.times(weights_of(layer, 2), side, sc);
+                }
+                slopes.times(weights_of(layer, 0), side, sa), slopes.times(weights_of(layer, 1), side, sb);
+                EACH(r, 2) {
+                    int e = 16 * tile + lane() / 4 + 8 * r, i = ends()[2 * e] * C + 8 * side + 2 * (lane() % 4), j = ends()[2 * e + 1] * C + 8 * side + 2 * (lane() % 4);
+                    float4 d = directions()[e];
+                    float u[3] = {d.x, d.y, d.z};
+                    Two qi[3], qj[3];
+                    EACH(axis, 3) qi[axis] = two(source_row(V_BAR + axis) + i), qj[axis] = two(source_row(V_BAR + axis) + j);
+                    Two pi = two(source_row(S_BAR) + i), pj = two(source_row(S_BAR) + j);
+                    Two ai = two(row_of(layer, XS) + i), aj = two(row_of(layer, XS) + j), bi = two(row_of(layer, XU) + i), bj = two(row_of(layer, XU) + j);
+                    EACH(x, 2) {
+                        float along = 0.f;
+                        EACH(axis, 3) {
+                            float more = bj.x[x] * qi[axis].x[x] - bi.x[x] * qj[axis].x[x];
+                            bar[r][1 + axis] += wb[2 * r + x] * more, along += u[axis] * more;
+                        }
+                        bar[r][0] += sa[2 * r + x] * (ai.x[x] * pj.x[x] + aj.x[x] * pi.x[x]) + sb[2 * r + x] * along;
+                    }
+                    if (layer > 0) {
+                        float of[2] = {};
+                        EACH(axis, 3) {
+                            Two yi = two(source_row(Y + axis) + i), yj = two(source_row(Y + axis) + j);
+                            EACH(x, 2) of[x] += yi.x[x] * qj[axis].x[x] + yj.x[x] * qi[axis].x[x];
+                        }
+                        bar[r][0] += sc[2 * r] * of[0] + sc[2 * r + 1] * of[1];
+                    }
+                }
+            }
+            EACH(r, 2) ((float*)(bars() + 16 * tile + lane() / 4 + 8 * r))[lane() % 4] += factor(layer) * spread<1>(bar[r], lane());
+        }
+        sync();
+    }
+
+    // --- the beginning and the end ---
+
+    // C of all filters (of the last eight functions, half of each word as it comes), constants(), pairs, what elements give
+    __device__ __forceinline__ float begin(const uint4* of_weights, const float* of_blocks, const int* numbers, const float* of_elements, const float* positions, const unsigned char* mask) const {
+        constexpr int WORDS = (3 * LAYERS - 1) * STEPS * 64, SOME = (WORDS + THREADS - 1) / THREADS, EACH_THREAD = (CONSTANTS + THREADS - 1) / THREADS;
+        constexpr int EACH_PAIR = (N * N + THREADS - 1) / THREADS;
+        int number = numbers[g * N + min(a(), N - 1)];
+        float cutoff = of_blocks[OF_SPACE + 1], intervals = of_blocks[OF_SPACE + 2], some[EACH_THREAD], r[EACH_PAIR][3];
+        uint4 word[SOME];
+        bool counts[EACH_PAIR];
+        EACH(k, SOME) word[k] = early(of_weights + c * WORDS + min(thread() + k * THREADS, WORDS - 1));
+        EACH(k, EACH_THREAD) some[k] = of_blocks[c * CONSTANTS + min(thread() + k * THREADS, CONSTANTS - 1)];
+        EACH(k, EACH_PAIR) {
+            int pair = min(thread() + k * THREADS, N * N - 1), i = pair / N, j = pair % N;
+            counts[k] = mask[g * N * N + pair];
+            EACH(axis, 3) r[k][axis] = positions[3 * (g * N + j) + axis] - positions[3 * (g * N + i) + axis];
+        }
+        const float* at = of_elements + number * (3 * F) + c * C + o();
+        float sent = at[0], second = at[F], scalar = at[2 * F];
+        EACH(k, SOME) if (thread() + k * THREADS < WORDS) {
+            int kind = (thread() + k * THREADS) / (STEPS * 64), step = (thread() + k * THREADS) / 64 % STEPS, lane_of = thread() % 64;
+            uint4* to = weights() + kind * OF_TILE + step * 64;
+            if (step < FULL) to[lane_of] = word[k];
+            else ((uint2*)to)[lane_of] = {word[k].x, word[k].z};
+        }
+        EACH(k, EACH_THREAD) if (thread() + k * THREADS < CONSTANTS) constants()[thread() + k * THREADS] = some[k];
+        EACH(k, EACH_PAIR) {
+            int pair = thread() + k * THREADS, i = pair / N, j = pair % N;
+            if (i >= j || pair >= N * N) continue;
+            float d = root(r[k][0] * r[k][0] + r[k][1] * r[k][1] + r[k][2] * r[k][2]), t = d > 0.f ? 1.f / d : 0.f;
+            int e = pair_of(i, j);
+            directions()[e] = make_float4(t * r[k][0], t * r[k][1], t * r[k][2], counts[k] && d <= cutoff ? min(d, cutoff) * (intervals / cutoff) : -1.f);
+            ends()[2 * e] = (unsigned char)i, ends()[2 * e + 1] = (unsigned char)j;
+        }
+        for (int e = PAIRS + thread(); e < ALL; e += THREADS) directions()[e] = make_float4(0.f, 0.f, 0.f, -1.f), ends()[2 * e] = ends()[2 * e + 1] = 0;
+        for (int e = thread(); e < BACK * ALL; e += THREADS) bars()[e] = make_float4(0.f, 0.f, 0.f, 0.f);
+        if (mine()) kept(0, XS) = sent, kept(0, XU) = second;
+        sync();
+        return scalar;
+    }
+    // gradients by positions [N, 3]: a warp adds up those of an atom, and one somewhere those of all blocks
+    __device__ __forceinline__ void end(float* position_bars) const {
+        const float cutoff = constants()[OF_SPACE + 1], intervals = constants()[OF_SPACE + 2], an_angstrom = intervals / cutoff * constants()[OF_SCALES + LAYERS + 1];
+        const uint32 ended = 8 | launched & 7;
+        EACH(m, (N + WARPS - 1) / WARPS) {
+            int i = warp() + m * WARPS, j = min(lane(), N - 1), e = pair_of(i, j);
+            if (i >= N) continue;
+            float4 u = directions()[e], bar = bars()[e];
+            float t = u.w > 0.f ? reciprocal(u.w * (cutoff / intervals)) : 0.f, along = an_angstrom * bar.x - t * (u.x * bar.y + u.y * bar.z + u.z * bar.w);
+            float sign = u.w < 0.f || lane() >= N ? 0.f : i < j ? -1.f : 1.f;
+            float sums[3] = {sign * (along * u.x + t * bar.y), sign * (along * u.y + t * bar.z), sign * (along * u.z + t * bar.w)};
+            EACH(step, 5) EACH(axis, 3) sums[axis] += from_lane(sums[axis], 1 << step);
+            if (lane() == 0) put(exchange + (g * P + c) * OF_BLOCK + OF_GRADIENTS + i, sums[0], sums[1], sums[2], 0.f, ended);
+        }
+        ONE_BY_ONE for (int i = c + P * warp(); i < N; i += P * WARPS) {
+            float4 word[1];
+            receive(word, ended, [&](int) { return exchange + (g * P + lane() % P) * OF_BLOCK + OF_GRADIENTS + i; });
+            float sums[3] = {word[0].x, word[0].y, word[0].z};
+            EACH(step, 5) if (1 << step < P) EACH(axis, 3) sums[axis] += from_lane(sums[axis], 1 << step);
+            if (lane() < 3) position_bars[3 * (g * N + i) + lane()] = lane() == 0 ? sums[0] : lane() == 1 ? sums[1] : sums[2];
+        }
+    }
+    // energies, and their slopes by the hidden channels before the SiLU, as what is multiplied next
+    __device__ __forceinline__ void readout(float* energies) {
+        constexpr int EACH_THREAD = (H / 4 + C - 1) / C;
+        if (busy()) {
+            float by = power(min(a(), N - 1)) * constants()[OF_FACTORS + matrices.stage - 1], energy = 0.f, largest = 0.f, bar[EACH_THREAD][4];
+            EACH(m, EACH_THREAD) EACH(k, 4) {
+                int channel = min(4 * (o() + m * C) + k, H - 1);
+                float z = OfReadout::sum(made(), min(a(), N - 1), channel) * by + constants()[OF_READ + channel];
+                float final = constants()[OF_READ + H + channel], sigmoid = logistic(z);
+                if (4 * (o() + m * C) < H) energy += final * z * sigmoid;
+                bar[m][k] = final * silu_slope(z, sigmoid), largest = max(largest, fabsf(bar[m][k]));
+            }
+            EACH(step, 4) energy += from_lane(energy, 1 << step);
+            if (c == 0 && mine() && o() == 0) energies[g * N + a()] = energy;
+            float factor = scale(largest);
+            EACH(m, EACH_THREAD) if (mine() && 4 * (o() + m * C) < H) {
+                EACH(k, 4) bar[m][k] *= factor;
+                operand(a(), H / 16, (o() + m * C) / 4, o() % 4, bar[m]);
+            }
+        }
+        sync();
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+several(const float* __restrict__ table, const uint4* __restrict__ of_weights, const float* __restrict__ of_blocks, const int* __restrict__ numbers,
+        const float* __restrict__ of_elements, const uint4* __restrict__ matrices, const float* __restrict__ positions, const unsigned char* __restrict__ mask,
+        int molecules, int words, float* energies
+#if BACK
+        , float* bars
+#endif
+) {
+    Molecule m;
+    if (block() >= molecules * P) {  // one that came after all others had ended would wait for the next launch
+        if (thread() >= molecules) return;
+        uint32 now = latest(launches + thread());
+        for (int k = 0; k < IDLE_LOOKS && latest(finished + thread()) == now; k++) other_blocks();
+        return;
+    }
+    m.matrices.from = matrices + m.c * words, m.matrices.all = words / CHUNK;
+    if (thread() == THREADS - 32) {
+        EACH(k, RING) barrier_init(m.matrices.arrived() + k, 1);
+        barrier_init(m.matrices.done(), WARPS);
+        barriers_made();
+        m.matrices.ask();
+    }
+    float s = m.begin(of_weights, of_blocks, numbers, of_elements, positions, mask), v[3] = {};
+    m.evaluate(table);
+    sync();
+        ONE_BY_ONE for (int i = 0; i < LAYERS; i++) {
+        const bool last = i == LAYERS - 1;
+        hide(i);
+        m.message(i);
+        if (m.mine()) {
+            s += m.sum(i, 0);
+            EACH(k, 3) v[k] += m.sum(i, 1 + k);
+        }
+        m.send(v);
+        sync();  // what was heard is read
+        m.gather<3>();
+        m.multiply<OfVectors>();
+        float both[2] = {s, 0.f}, hidden[1] = {}, z[1];
+        if (m.mine()) {
+            float square = 0.f, epsilon = m.constants()[OF_SPACE];
+            EACH(k, 3) {
+                float vv = m.result<OfVectors>(1, k * N + m.a());
+                m.kept(i, UV + k) = m.result<OfVectors>(0, k * N + m.a()), m.kept(i, VV + k) = vv, square += vv * vv;
+            }
+            both[1] = square_root(square + epsilon * epsilon) - epsilon;
+        }
+        m.scatter<1, 2>(both);
+        m.collect(z);
+        if (m.mine()) hidden[0] = m.silu(i, OF_UPDATE, z[0] + m.constant(i, HIDDEN_BIAS));
+        m.send(hidden);
+        m.gather<1>();
+        m.multiply<OfHidden>();
+        if (m.mine()) {
+            float gates[3];
+            EACH(k, 3) gates[k] = m.result<OfHidden>(k) + m.constant(i, GATE_BIAS + k * C);
+            EACH(k, 2) m.kept(i, GATES + k) = gates[1 + k];
+            s += gates[0] + gates[1] * m.inner(i, UV, VV);
+            EACH(k, 3) v[k] += gates[2] * m.kept(i, UV + k);
+        }
+        if (last) break;
+        float scalar[1] = {s};
+        m.scatter<1, 1>(scalar);
+        m.collect(z);
+        if (m.mine()) hidden[0] = m.silu(i + 1, OF_GATE, z[0] + m.constant(i + 1, HIDDEN_GATE_BIAS));
+        m.send(hidden);
+        m.gather<1>();
+        m.multiply<OfHidden>();
+        if (m.mine()) {
+            constexpr int sent[3] = {XS, XU, XV};
+            EACH(k, 3) m.kept(i + 1, sent[k]) = m.result<OfHidden>(k) + m.constant(i + 1, SENT_BIAS + k * C);
+            EACH(k, 3) m.source(Y + k) = m.kept(i + 1, XV) * (m.kept(i + 1, VS + k) = v[k]);
+        }
+        sync();
+    }
+    float scalar[1] = {s};
+    m.send(scalar);
+    m.gather<1>();
+    m.multiply<OfReadout>();
+    if (m.c == 0 && thread() == 0) launches[m.g] = m.launched + 1;  // each block has read it, or none of these words were here
+    m.readout(energies);
+#if BACK
+    m.multiply<FromReadout>();
+    if (m.mine()) s = m.result<FromReadout>(0);  // cotangents from here on
+    EACH(k, 3) v[k] = 0.f;
+    ONE_BY_ONE for (int i = LAYERS - 1; i >= 0; i--) {
+        hide(i);
+        float three[3] = {}, hidden[1] = {}, both[6] = {}, z[1], more[3], sums[HEARD];
+        if (m.mine()) three[0] = s, three[1] = s * m.inner(i, UV, VV), three[2] = v[0] * m.kept(i, UV) + v[1] * m.kept(i, UV + 1) + v[2] * m.kept(i, UV + 2);
+        m.scatter<1, 3>(three);
+        m.collect(z);
+        if (m.mine()) hidden[0] = z[0] * m.kept(i, OF_UPDATE);
+        m.send(hidden);
+        m.gather<1>();
+        m.multiply<FromHidden>();
+        if (m.mine()) {
+            float epsilon = m.constants()[OF_SPACE], norm = square_root(m.inner(i, VV, VV) + epsilon * epsilon);
+            float along = s * m.kept(i, GATES), factor = norm > 0.f ? m.result<FromHidden>(1) * reciprocal(norm) : 0.f;
+            s += m.result<FromHidden>(0);
+            EACH(k, 3) both[k] = along * m.kept(i, VV + k) + m.kept(i, GATES + 1) * v[k];
+            EACH(k, 3) both[3 + k] = along * m.kept(i, UV + k) + factor * m.kept(i, VV + k);
+        }
+        m.scatter<3, 2>(both);
+        m.collect(more);
+        if (m.mine()) {
+            EACH(k, 3) v[k] += more[k];
+            m.source(S_BAR) = s;
+            EACH(k, 3) m.source(V_BAR + k) = v[k];
+            if (i > 0) EACH(k, 3) m.source(Y + k) = m.kept(i, XV) * m.kept(i, VS + k);
+        }
+        sync();
+        m.add_gradients(i);
+        if (i == 0) break;
+        m.message_transpose(i);
+        if (m.mine()) {
+            EACH(k, HEARD) sums[k] = m.sum(i, k);
+            float along = 0.f;
+            EACH(k, 3) along += sums[1 + k] * m.kept(i, VS + k), v[k] += m.kept(i, XV) * sums[1 + k];
+            three[0] = sums[0], three[1] = sums[HEARD - 1], three[2] = along;
+        }
+        sync();  // what was heard is read
+        m.scatter<1, 3>(three);
+        m.collect(z);
+        hidden[0] = m.mine() ? z[0] * m.kept(i, OF_GATE) : 0.f;
+        m.scatter<1, 1>(hidden);
+        m.collect(z);
+        if (m.mine()) s += z[0];
+    }
+    m.end(bars);
+#endif
+    if (m.c == 0 && thread() == 0) finished[m.g] = m.launched + 1;
+}
