@@ -35,7 +35,8 @@ static_assert(2 * TRIPLES <= WARPS, "two warps a triple");
 #define SCALARS ((N + 15) / 16)      // tiles of 16 rows: of a number an atom,
 #define VECTORS ((3 * N + 15) / 16)  // of three
 #define CHUNK THREADS  // words of 16 bytes of a matrix that come at once
-#define RING 4         // such chunks on their way
+#define OF_CHUNK (CHUNK / 32)  // steps of a product that a chunk serves
+#define RING 4                 // chunks on their way
 #define STRIDE (2 * 32 + 4)  // of 16 columns of such a tile, as two halves: words of 16 bytes
 #define EACH(i, n) _Pragma("unroll") for (int i = 0; i < (n); i++)
 #define ONE_BY_ONE _Pragma("unroll 1")
@@ -74,38 +75,42 @@ __device__ uint4 exchange[BLOCKS * OF_BLOCK];
 __device__ uint32 launches[BLOCKS / P], finished[BLOCKS / P];  // of a molecule: known to have begun, and to be ended
 
 // What all blocks sent, MT tiles of 16 rows and KS times 16 columns, times NT times 8 columns of a matrix: a warp has one of
-// KPARTS parts of the sum for one of MPARTS parts of the tiles and 8 columns.
-template <int MT, int NT, int KS, int MPARTS, int KPARTS>
+// MPARTS parts of the rows, NPARTS of the columns and KPARTS of the sums. LOW: whether what is made begins before `made`.
+template <int MT, int NT, int KS, int MPARTS, int NPARTS, int KPARTS, bool LOW = false>
 struct Gathered {
-    static constexpr int EACH_K = (KS + KPARTS - 1) / KPARTS, EACH_M = (MT + MPARTS - 1) / MPARTS, WIDTH = 8 * NT + 8;
+    static constexpr int EACH_K = (KS + KPARTS - 1) / KPARTS, EACH_M = (MT + MPARTS - 1) / MPARTS, EACH_N = NT / NPARTS, WIDTH = 8 * NT + 8;
+    static constexpr bool IS_LOW = LOW;
     static constexpr int MADE = KPARTS * MT * 16 * WIDTH, CHUNKS = (NT * KS * 32 + CHUNK - 1) / CHUNK;
-    static_assert(NT * MPARTS * KPARTS <= WARPS, "a warp each");
-    template <class Matrices>
+    static_assert(MPARTS * NPARTS * KPARTS <= WARPS && NT % NPARTS == 0 && OF_CHUNK % KS == 0, "a warp each");
+    template <int FIRST, class Matrices>
     static __device__ __forceinline__ void run(int warp, int lane, Matrices& matrices, const uint4* rows, float* made) {
-        int column = warp % NT, m_part = warp / NT % MPARTS, k_part = warp / (NT * MPARTS);
+        int first = warp % NPARTS * EACH_N, m_part = warp / NPARTS % MPARTS, k_part = warp / (NPARTS * MPARTS);
         if (k_part < KPARTS) {
-            float sums[EACH_M][4], more[EACH_M][4];
-            EACH(m, EACH_M) EACH(i, 4) sums[m][i] = more[m][i] = 0.f;
-            matrices.await(CHUNKS);
+            float sums[EACH_M][EACH_N][4], more[EACH_M][EACH_N][4];
+            EACH(m, EACH_M) EACH(n, EACH_N) EACH(i, 4) sums[m][n][i] = more[m][n][i] = 0.f;
+            matrices.template await<FIRST, CHUNKS>();
+            const uint4* columns[EACH_N];
+            EACH(n, EACH_N) columns[n] = matrices.step(FIRST + (first + n) * KS / OF_CHUNK, (first + n) * KS % OF_CHUNK + k_part * EACH_K) + lane;
             EACH(k, EACH_K) if (KS % KPARTS == 0 || k_part * EACH_K + k < KS) {
-                uint4 w = matrices.word(column * KS + k_part * EACH_K + k, lane);
+                uint4 w[EACH_N];
+                EACH(n, EACH_N) w[n] = columns[n][32 * k];
                 EACH(m, EACH_M) {
                     int tile = m_part + MPARTS * m;
                     if (MT % MPARTS && tile >= MT) continue;
                     const uint4* at = rows + (tile * KS + k_part * EACH_K + k) * STRIDE + lane;
                     uint4 h = at[0], l = at[32];
                     uint32 high[4] = {h.x, h.z, h.y, h.w}, low[4] = {l.x, l.z, l.y, l.w};
-                    mma(sums[m], high, w.x, w.y);
-                    mma(more[m], low, w.x, w.y);
-                    mma(more[m], high, w.z, w.w);
+                    EACH(n, EACH_N) mma(sums[m][n], high, w[n].x, w[n].y);
+                    EACH(n, EACH_N) mma(more[m][n], low, w[n].x, w[n].y);
+                    EACH(n, EACH_N) mma(more[m][n], high, w[n].z, w[n].w);
                 }
             }
             EACH(m, EACH_M) {
                 int tile = m_part + MPARTS * m;
                 if (MT % MPARTS && tile >= MT) continue;
-                EACH(r, 2) {
-                    float2* to = (float2*)(made + ((k_part * MT + tile) * 16 + lane / 4 + 8 * r) * WIDTH + 8 * column) + lane % 4;
-                    *to = make_float2(sums[m][2 * r] + more[m][2 * r], sums[m][2 * r + 1] + more[m][2 * r + 1]);
+                EACH(r, 2) EACH(n, EACH_N) {
+                    float2* to = (float2*)(made + ((k_part * MT + tile) * 16 + lane / 4 + 8 * r) * WIDTH + 8 * (first + n)) + lane % 4;
+                    *to = make_float2(sums[m][n][2 * r] + more[m][n][2 * r], sums[m][n][2 * r + 1] + more[m][n][2 * r + 1]);
                 }
             }
         }
@@ -117,11 +122,11 @@ struct Gathered {
         return total;
     }
 };
-using OfVectors = Gathered<VECTORS, 4, P, 4, 1>;
-using OfHidden = Gathered<SCALARS, 6, P, 2, 1>;
-using OfReadout = Gathered<SCALARS, H / 8, P, (H > 64 ? 1 : 2), 1>;
-using FromReadout = Gathered<SCALARS, 2, H / 16, 2, 2>;
-using FromHidden = Gathered<SCALARS, 4, P, 2, 2>;
+using OfVectors = Gathered<VECTORS, 4, P, 4, 2, 2>;
+using OfHidden = Gathered<SCALARS, 6, P, 2, 3, 2, true>;
+using OfReadout = Gathered<SCALARS, H / 8, P, 2, (H < 32 ? 2 : 4), (H > 64 ? 1 : 2), true>;
+using FromReadout = Gathered<SCALARS, 2, H / 16, 2, 2, (H < 32 ? 1 : 2)>;
+using FromHidden = Gathered<SCALARS, 4, P, 2, 2, (P < 4 ? 2 : 4), true>;
 
 // What this block has, MT tiles of 16 rows and KS times 16 columns, times C columns of a matrix for each block: a warp has one
 // block's, of one or more tiles.
@@ -130,12 +135,12 @@ struct Scattered {
     static constexpr int WIDTH = 8 * KS + 4, PART = 16 * MT * WIDTH;  // of a row in shared memory, and of either half of all: words
     static constexpr int CHUNKS = (P * KS * 64 + CHUNK - 1) / CHUNK;
     // store(block, row, t, four channels): its 4 t and those after it
-    template <class Matrices, class Store>
+    template <int FIRST, class Matrices, class Store>
     static __device__ __forceinline__ void run(int warp, int lane, Matrices& matrices, const uint32* rows, const Store& store) {
         int to = warp % P;
         uint4 w[KS][2];
-        matrices.await(CHUNKS);
-        EACH(k, KS) EACH(n, 2) w[k][n] = matrices.word((to * KS + k) * 2 + n, lane);
+        matrices.template await<FIRST, CHUNKS>();
+        EACH(k, KS) EACH(n, 2) w[k][n] = matrices.step(FIRST + k * P * 2 / OF_CHUNK, k * P * 2 % OF_CHUNK + to * 2 + n)[lane];
         EACH(m, (P * MT + WARPS - 1) / WARPS) {
             int tile = warp / P + WARPS / P * m;
             if (tile >= MT) continue;
@@ -160,12 +165,18 @@ template <int KS>
 using OfScalars = Scattered<SCALARS, KS>;
 using FromVectors = Scattered<VECTORS, 2>;
 
+// Places of matrices in a layer's round of chunks, of which the ring has as many turns as there are: on the way there,
+// of the last layer there, and on the way back.
+enum { OF_U_V = 0, OF_A = OfVectors::CHUNKS, OF_B = OF_A + OfScalars<2>::CHUNKS, OF_C = OF_B + OfHidden::CHUNKS, OF_D = OF_C + OfScalars<1>::CHUNKS, THERE = OF_D + OfHidden::CHUNKS };
+enum { OF_READING = OF_C, OF_READING_BACK = OF_READING + OfReadout::CHUNKS, LAST = OF_READING_BACK + FromReadout::CHUNKS };
+enum { FROM_B = 0, FROM_A = OfScalars<3>::CHUNKS, FROM_U_V = FROM_A + FromHidden::CHUNKS, FROM_D = FROM_U_V + FromVectors::CHUNKS, FROM_C = FROM_D + OfScalars<3>::CHUNKS, BACKWARD = FROM_C + OfScalars<1>::CHUNKS };
+
 __device__ constexpr int most(int a) { return a; }
 template <class... More>
 __device__ constexpr int most(int a, int b, More... more) { return most(a > b ? a : b, more...); }
 #define GATHERED (STRIDE * most(VECTORS * P, SCALARS * most(P, H / 16)))  // words of 16 bytes
-#define MADE most(OfVectors::MADE, OfHidden::MADE, OfReadout::MADE, FromReadout::MADE, FromHidden::MADE)
-#define SCATTERED (2 * most(OfScalars<3>::PART, FromVectors::PART))
+#define SCATTERED (2 * most(OfScalars<3>::PART, FromVectors::PART))  // of which there are two, before and behind what is made: then in use is one
+#define MADE (most(OfVectors::MADE, OfHidden::MADE, OfReadout::MADE, FromReadout::MADE + SCATTERED, FromHidden::MADE) - SCATTERED)
 #define OF_FILTERS (3 * ALL * C)
 // what products take and make, or filters and what messages make
 #define REGION most(OF_FILTERS + 2 * HEARD * N * C, 4 * GATHERED + MADE + 2 * SCATTERED)
@@ -181,7 +192,7 @@ enum {
     AT_SOURCES = AT_OWN + (LAYERS * ROWS - LATER) * N * C / 4,
     AT_RING = AT_SOURCES + (BACK ? SENT : 3) * N * C / 4,
     AT_BARRIERS = AT_RING + RING * CHUNK,
-    AT_INVERSE = AT_BARRIERS + (RING + 2) / 2  // of each atom's power of 2, by turns; then constants, and pairs' atoms
+    AT_INVERSE = AT_BARRIERS + (RING + 2) / 2  // of each atom's power of 2, of three kinds; then constants, and pairs' atoms
 };
 template <class Type>
 __device__ __forceinline__ Type* shared_at(int place) {
@@ -192,7 +203,7 @@ __device__ __forceinline__ Type* shared_at(int place) {
 // Chunks of matrices, in the order in which they are used.
 struct Matrices {
     const uint4* from;
-    int all, asked = 0, taken = 0, stage = 0;
+    int all, asked = 0, taken = 0, stage = 0, turns = 0;
 
     static __device__ __forceinline__ uint4* ring() { return shared_at<uint4>(AT_RING); }
     static __device__ __forceinline__ uint64* arrived() { return shared_at<uint64>(AT_BARRIERS); }  // of the chunks in the ring
@@ -202,11 +213,13 @@ struct Matrices {
         ONE_BY_ONE for (; asked < min(taken + RING, all); asked++)
             copy(ring() + asked % RING * CHUNK, from + asked * CHUNK, CHUNK * (int)sizeof(uint4), arrived() + asked % RING);
     }
-    __device__ __forceinline__ void await(int chunks) const {
-        EACH(k, RING) if (k < chunks) barrier_wait(arrived() + (taken + k) % RING, (taken + k) / RING & 1);
+    // chunks of this round
+    template <int FIRST, int COUNT>
+    __device__ __forceinline__ void await() const {
+        EACH(k, COUNT) barrier_wait(arrived() + (FIRST + k) % RING, turns + (FIRST + k) / RING & 1);
     }
-    // a word of 16 bytes of the present one for each lane: 32 of those words are a step
-    __device__ __forceinline__ uint4 word(int step, int lane) const { return ring()[(taken + step / (CHUNK / 32)) % RING * CHUNK + step % (CHUNK / 32) * 32 + lane]; }
+    // 32 words of 16 bytes for a warp
+    static __device__ __forceinline__ const uint4* step(int chunk, int step) { return ring() + chunk % RING * CHUNK + step * 32; }
     __device__ __forceinline__ void end(int chunks, int warp) {
         barrier_arrive(done());
         taken += chunks;
@@ -215,6 +228,11 @@ struct Matrices {
             if (lane() == 0) ask();
         }
         stage++;
+    }
+    // a round of so many chunks, and those that fill the ring's last turn
+    __device__ __forceinline__ void end_round(int chunks) {
+        int more = (RING - chunks % RING) % RING;
+        turns += (chunks + more) / RING, taken += more;
     }
 };
 
@@ -239,7 +257,6 @@ struct Molecule {
     int t = ::thread();
     Matrices matrices;
     uint32 launched, sent[KINDS];  // exchanges until now, of all launches
-    int exchanges = 0;             // of this one
 
     // What follows from the thread is made again from here on, or it would wait in registers that are not there
     __device__ __forceinline__ void again() { hide(t); }
@@ -263,8 +280,8 @@ struct Molecule {
     static __device__ __forceinline__ uint4* weights() { return shared_at<uint4>(AT_WEIGHTS); }
     // what is multiplied, and what that makes; what is multiplied for others
     static __device__ __forceinline__ uint4* gathered() { return shared_at<uint4>(AT_REGION); }
-    static __device__ __forceinline__ float* made() { return shared_at<float>(AT_REGION + GATHERED); }
-    static __device__ __forceinline__ uint32* scattered() { return shared_at<uint32>(AT_REGION + GATHERED + MADE / 4); }
+    static __device__ __forceinline__ float* made(bool low) { return shared_at<float>(AT_REGION + GATHERED + (low ? 0 : SCATTERED / 4)); }
+    static __device__ __forceinline__ uint32* scattered(int which) { return shared_at<uint32>(AT_REGION + GATHERED + which * (SCATTERED + MADE) / 4); }
     // [kind, pair, channel], and sums of messages, in their place
     static __device__ __forceinline__ float* filters() { return shared_at<float>(AT_REGION); }
     static __device__ __forceinline__ float* heard() { return shared_at<float>(AT_REGION) + OF_FILTERS; }
@@ -273,7 +290,7 @@ struct Molecule {
     static __device__ __forceinline__ float* own() { return shared_at<float>(AT_OWN); }
     static __device__ __forceinline__ float* sources() { return shared_at<float>(AT_SOURCES); }
     static __device__ __forceinline__ float* inverse() { return shared_at<float>(AT_INVERSE); }
-    static __device__ __forceinline__ float* constants() { return inverse() + 2 * N; }
+    static __device__ __forceinline__ float* constants() { return inverse() + 3 * N; }
     static __device__ __forceinline__ unsigned char* ends() { return (unsigned char*)(constants() + CONSTANTS); }
     __device__ __forceinline__ float* row_of(int layer, int row) const { return own() + (layer * ROWS + row - LATER) * N * C; }
     __device__ __forceinline__ float& kept(int layer, int row) const { return row_of(layer, row)[thread()]; }
@@ -289,12 +306,12 @@ struct Molecule {
     // where words are, and how they are told from those before: of the same place, the last but one
     __device__ __forceinline__ uint4* place(int of, int kind) const { return exchange + (g * P + of) * OF_BLOCK + place_of_kind(kind) + (sent[kind] & 1) * words_of(kind); }
     __device__ __forceinline__ uint32 tag(int kind) const { return 8 | sent[kind] >> 1 & 7; }
-    __device__ __forceinline__ float& power(int atom) const { return inverse()[(exchanges & 1) * N + atom]; }
+    __device__ __forceinline__ float& power(int atom, int kind = 0) const { return inverse()[kind * N + atom]; }
     // The power of 2 that brings the largest number of this thread's atom to between 2^14 and 2^15; its inverse is kept
-    __device__ __forceinline__ float scale(float largest) const {
+    __device__ __forceinline__ float scale(float largest, int kind = 0) const {
         EACH(step, 4) largest = max(largest, from_lane(largest, 1 << step));
         int exponent = min(268 - (as_int(largest) >> 23), 250);
-        if (mine() && o() == 0) power(a()) = as_float(254 - exponent << 23);
+        if (mine() && o() == 0) power(a(), kind) = as_float(254 - exponent << 23);
         return as_float(exponent << 23);
     }
     // four lanes have four numbers each: then lane k has their k-th
@@ -314,7 +331,7 @@ struct Molecule {
     __device__ __forceinline__ void send(const float (&x)[R]) {
         again();
         constexpr int kind = R == 1 ? ROW : ROWS_OF_VECTORS;
-        exchanges++, sent[kind]++;
+        sent[kind]++;
         float four[4];
         EACH(k, 4) four[k] = k < R ? x[k < R ? k : 0] : 0.f;
         transpose(four);
@@ -351,30 +368,32 @@ struct Molecule {
         }
         sync();
     }
-    template <class Of>
+    template <class Of, int FIRST>
     __device__ __forceinline__ void multiply() {
         again();
-        Of::run(warp(), lane(), matrices, gathered(), made());
+        Of::template run<FIRST>(warp(), lane(), matrices, gathered(), made(Of::IS_LOW));
         sync();
     }
+
     // a sum of the product, of the part-th of this block's columns
     template <class Of>
     __device__ __forceinline__ float result(int part, int row) const {
-        return Of::sum(made(), row, part * C + o()) * (power(a()) * constants()[OF_FACTORS + matrices.stage - 1]);
+        return Of::sum(made(Of::IS_LOW), row, part * C + o()) * (power(a()) * constants()[OF_FACTORS + matrices.stage - 1]);
     }
     template <class Of>
     __device__ __forceinline__ float result(int part) const { return result<Of>(part, a()); }
     // KS rows of this thread's atom and channel, or, of COMPONENTS, as many by turns, times a matrix: shares for all blocks
-    template <int COMPONENTS, int KS, class Of = Scattered<COMPONENTS == 1 ? SCALARS : VECTORS, KS>>
+    // through the WHICH-th of two places
+    template <int FIRST, int WHICH, int COMPONENTS, int KS, class Of = Scattered<COMPONENTS == 1 ? SCALARS : VECTORS, KS>>
     __device__ __forceinline__ void scatter(const float (&x)[KS * COMPONENTS]) {
         again();
         constexpr int kind = COMPONENTS == 1 ? SHARES : SHARES_OF_VECTORS;
-        exchanges++, sent[kind]++;
-        uint32* rows = scattered() + (exchanges & 1) * SCATTERED;
+        sent[kind]++;
+        uint32* rows = scattered(WHICH);
         if (busy()) {
             float largest = 0.f;
             EACH(k, KS * COMPONENTS) largest = max(largest, fabsf(x[k]));
-            float factor = scale(largest);
+            float factor = scale(largest, 1 + WHICH);
             EACH(k, KS) EACH(component, COMPONENTS) if (mine()) {
                 uint32 high, low;
                 split(factor * x[k * COMPONENTS + component], 0.f, high, low);
@@ -384,9 +403,9 @@ struct Molecule {
         }
         sync();
         float factor = constants()[OF_FACTORS + matrices.stage];
-        Of::run(warp(), lane(), matrices, rows, [&](int to, int row, int t, const float (&share)[4]) {
+        Of::template run<FIRST>(warp(), lane(), matrices, rows, [&](int to, int row, int t, const float (&share)[4]) {
             if (row >= COMPONENTS * N) return;
-            float by = factor * power(COMPONENTS > 1 ? row % N : row);
+            float by = factor * power(COMPONENTS > 1 ? row % N : row, 1 + WHICH);
             put(place(c, kind) + ((to * COMPONENTS * N) + row) * 4 + t, by * share[0], by * share[1], by * share[2], by * share[3], tag(kind));
         });
     }
@@ -704,7 +723,7 @@ struct Molecule {
             float by = power(min(a(), N - 1)) * constants()[OF_FACTORS + matrices.stage - 1], energy = 0.f, largest = 0.f, bar[EACH_THREAD][4];
             EACH(m, EACH_THREAD) EACH(k, 4) {
                 int channel = min(4 * (o() + m * C) + k, H - 1);
-                float z = OfReadout::sum(made(), min(a(), N - 1), channel) * by + constants()[OF_READ + channel];
+                float z = OfReadout::sum(made(OfReadout::IS_LOW), min(a(), N - 1), channel) * by + constants()[OF_READ + channel];
                 float final = constants()[OF_READ + H + channel], sigmoid = logistic(z);
                 if (4 * (o() + m * C) < H) energy += final * z * sigmoid;
                 bar[m][k] = final * silu_slope(z, sigmoid), largest = max(largest, fabsf(bar[m][k]));
@@ -757,7 +776,7 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
         m.send(v);
         sync();  // what was heard is read
         m.gather<3>();
-        m.multiply<OfVectors>();
+        m.multiply<OfVectors, OF_U_V>();
         float both[2] = {s, 0.f}, hidden[1] = {}, z[1];
         if (m.mine()) {
             float square = 0.f, epsilon = m.constants()[OF_SPACE];
@@ -767,12 +786,12 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
             }
             both[1] = square_root(square + epsilon * epsilon) - epsilon;
         }
-        m.scatter<1, 2>(both);
+        m.scatter<OF_A, 0, 1, 2>(both);
         m.collect(z);
         if (m.mine()) hidden[0] = m.silu(i, OF_UPDATE, z[0] + m.constant(i, HIDDEN_BIAS));
         m.send(hidden);
         m.gather<1>();
-        m.multiply<OfHidden>();
+        m.multiply<OfHidden, OF_B>();
         if (m.mine()) {
             float gates[3];
             EACH(k, 3) gates[k] = m.result<OfHidden>(k) + m.constant(i, GATE_BIAS + k * C);
@@ -782,39 +801,41 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
         }
         if (last) break;
         float scalar[1] = {s};
-        m.scatter<1, 1>(scalar);
+        m.scatter<OF_C, 1, 1, 1>(scalar);
         m.collect(z);
         if (m.mine()) hidden[0] = m.silu(i + 1, OF_GATE, z[0] + m.constant(i + 1, HIDDEN_GATE_BIAS));
         m.send(hidden);
         m.gather<1>();
-        m.multiply<OfHidden>();
+        m.multiply<OfHidden, OF_D>();
         if (m.mine()) {
             constexpr int sent[3] = {XS, XU, XV};
             EACH(k, 3) m.kept(i + 1, sent[k]) = m.result<OfHidden>(k) + m.constant(i + 1, SENT_BIAS + k * C);
             EACH(k, 3) m.source(Y + k) = m.kept(i + 1, XV) * (m.kept(i + 1, VS + k) = v[k]);
         }
+        m.matrices.end_round(THERE);
         sync();
     }
     float scalar[1] = {s};
     m.send(scalar);
     m.gather<1>();
-    m.multiply<OfReadout>();
+    m.multiply<OfReadout, OF_READING>();
     if (m.c == 0 && thread() == 0) launches[m.g] = m.launched + 1;  // each block has read it, or none of these words were here
     m.readout(energies);
 #if BACK
-    m.multiply<FromReadout>();
+    m.multiply<FromReadout, OF_READING_BACK>();
+    m.matrices.end_round(LAST);
     if (m.mine()) s = m.result<FromReadout>(0);  // cotangents from here on
     EACH(k, 3) v[k] = 0.f;
     ONE_BY_ONE for (int i = LAYERS - 1; i >= 0; i--) {
         hide(i);
         float three[3] = {}, hidden[1] = {}, both[6] = {}, z[1], more[3], sums[HEARD];
         if (m.mine()) three[0] = s, three[1] = s * m.inner(i, UV, VV), three[2] = v[0] * m.kept(i, UV) + v[1] * m.kept(i, UV + 1) + v[2] * m.kept(i, UV + 2);
-        m.scatter<1, 3>(three);
+        m.scatter<FROM_B, 0, 1, 3>(three);
         m.collect(z);
         if (m.mine()) hidden[0] = z[0] * m.kept(i, OF_UPDATE);
         m.send(hidden);
         m.gather<1>();
-        m.multiply<FromHidden>();
+        m.multiply<FromHidden, FROM_A>();
         if (m.mine()) {
             float epsilon = m.constants()[OF_SPACE], norm = square_root(m.inner(i, VV, VV) + epsilon * epsilon);
             float along = s * m.kept(i, GATES), factor = norm > 0.f ? m.result<FromHidden>(1) * reciprocal(norm) : 0.f;
@@ -822,7 +843,7 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
             EACH(k, 3) both[k] = along * m.kept(i, VV + k) + m.kept(i, GATES + 1) * v[k];
             EACH(k, 3) both[3 + k] = along * m.kept(i, UV + k) + factor * m.kept(i, VV + k);
         }
-        m.scatter<3, 2>(both);
+        m.scatter<FROM_U_V, 1, 3, 2>(both);
         m.collect(more);
         if (m.mine()) {
             EACH(k, 3) v[k] += more[k];
@@ -841,10 +862,11 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
             three[0] = sums[0], three[1] = sums[HEARD - 1], three[2] = along;
         }
         sync();  // what was heard is read
-        m.scatter<1, 3>(three);
+        m.scatter<FROM_D, 0, 1, 3>(three);
         m.collect(z);
         hidden[0] = m.mine() ? z[0] * m.kept(i, OF_GATE) : 0.f;
-        m.scatter<1, 1>(hidden);
+        m.scatter<FROM_C, 1, 1, 1>(hidden);
+        m.matrices.end_round(BACKWARD);
         m.collect(z);
         if (m.mine()) s += z[0];
     }

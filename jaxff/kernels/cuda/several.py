@@ -41,10 +41,14 @@ def prepare(tree: Params, config: Config) -> dict[str, Any] | None:
     made: list[list[Any]] = [[] for _ in blocks]
     factors = []
     for stage in zip(*blocks, strict=True):
+        if stage[0] is None:  # the end of a round
+            for words in made:
+                length = sum(map(len, words))
+                words.append(np.zeros((-length % (CHUNK * RING), 4), np.uint32))
+            continue
         largest = max(float(np.max(np.abs(matrix))) for _, matrix in stage)
         for words, (order, matrix) in zip(made, stage, strict=True):
             ordered, factor = order(matrix, largest)
-            ordered = ordered.reshape(-1, 4)
             words.append(np.pad(ordered, ((0, -len(ordered) % CHUNK), (0, 0))))
         factors.append(factor)
     constants = [np.concatenate([*_constants(tree, config, c), scales, factors, np.zeros(2)]) for c in range(len(made))]
@@ -113,11 +117,13 @@ def _shared(tree: Params, config: Config, n: int, back: bool) -> int:
     of_tile = 64 * full + 32 * (functions > 16 * full)
     scalars, vectors = -(-n // 16), -(-3 * n // 16)
     gathered = 68 * max(vectors * p, scalars * max(p, h // 16))
-    parts = (vectors, 4), (scalars, 6), (scalars, h // 8), (2 * scalars, 4), (2 * scalars, 2)
-    made = max(16 * rows * (8 * columns + 8) for rows, columns in parts)
     scattered = 2 * 16 * max(scalars * (8 * 3 + 4), vectors * (8 * 2 + 4))
+    parts = (2 * vectors, 4), (2 * scalars, 6), ((1 if h > 64 else 2) * scalars, h // 8)
+    more = (2 if p < 4 else 4) * scalars, 4
+    made = max(16 * rows * (8 * columns + 8) for rows, columns in (*parts, more))
+    made = max(made, 16 * (1 if h < 32 else 2) * scalars * 24 + scattered)
     heard = 2 * (4 + back) * n * CHANNELS
-    region = max(3 * 16 * tiles * CHANNELS + heard, 4 * gathered + made + 2 * scattered)
+    region = max(3 * 16 * tiles * CHANNELS + heard, 4 * gathered + made + scattered)
     constants = layers * 8 * CHANNELS + 2 * h + 3 + layers + 2 + 10 * layers
     rows = layers * ROWS - LATER + (SENT if back else 3)
     return 4 * (
@@ -127,24 +133,41 @@ def _shared(tree: Params, config: Config, n: int, back: bool) -> int:
         + rows * n * CHANNELS
         + 4 * RING * CHUNK
         + 2 * (RING + 2)
-        + 2 * n
+        + 3 * n
         + constants
         + 8 * tiles
     )
 
 
+def _columns(matrix: Float[np.ndarray, "K C"], largest: float) -> tuple[UInt32[np.ndarray, "R 4"], float]:
+    """By steps of 8 columns and 16 rows."""
+    ordered, factor = rows_of_four(matrix, largest)
+    return ordered.reshape(-1, 4), factor
+
+
+def _rows(matrix: Float[np.ndarray, "K F"], largest: float) -> tuple[UInt32[np.ndarray, "R 4"], float]:
+    """By 16 rows, then blocks' columns."""
+    ordered, factor = halves(matrix, largest)
+    return ordered.swapaxes(0, 1).reshape(-1, 4), factor
+
+
 Order = Callable[[Float[np.ndarray, "K C"], float], tuple[UInt32[np.ndarray, "..."], float]]
 
 
-def _matrices(tree: Params, config: PainnConfig, c: int) -> Iterator[tuple[Order, Float[np.ndarray, "K C"]]]:
-    """Of block c, in the order of several.cu's stages: columns of what is gathered, or rows of what is scattered."""
+def _matrices(
+    tree: Params, config: PainnConfig, c: int
+) -> Iterator[tuple[Order, Float[np.ndarray, "K C"]] | None]:
+    """Of block c, in the order of several.cu's stages: columns of what is gathered, or rows of what is scattered.
+
+    None: the end of a round of chunks.
+    """
     last, f = config.num_interactions - 1, config.hidden_dim
 
     def columns(*parts: Float[np.ndarray, "K C"]) -> tuple[Order, Float[np.ndarray, "K C"]]:
-        return rows_of_four, np.concatenate([_own(matrix, f, c) for matrix in parts], axis=1)
+        return _columns, np.concatenate([_own(matrix, f, c) for matrix in parts], axis=1)
 
     def rows(*parts: Float[np.ndarray, "K F"]) -> tuple[Order, Float[np.ndarray, "K F"]]:
-        return halves, np.concatenate([_own(matrix.T, f, c).T for matrix in parts])
+        return _rows, np.concatenate([_own(matrix.T, f, c).T for matrix in parts])
 
     updates = [tree[f"interaction_{i}"]["update"] for i in range(last + 1)]
     gates = [None, *(tree[f"interaction_{i}"]["gate"] for i in range(1, last + 1))]
@@ -156,8 +179,10 @@ def _matrices(tree: Params, config: PainnConfig, c: int) -> Iterator[tuple[Order
         if i < last:
             yield rows(gates[i + 1]["C"])
             yield columns(gates[i + 1]["D"])
-    yield rows_of_four, read  # each block has all of it
+            yield None
+    yield _columns, read  # each block has all of it
     yield columns(read.T)
+    yield None
     for i in reversed(range(last + 1)):
         yield rows(_padded(updates[i]["B"], f).T)
         yield columns(updates[i]["A"].T)
@@ -165,6 +190,7 @@ def _matrices(tree: Params, config: PainnConfig, c: int) -> Iterator[tuple[Order
         if i > 0:
             yield rows(gates[i]["D"].T)
             yield rows(gates[i]["C"].T)
+        yield None
 
 
 def _constants(tree: Params, config: PainnConfig, c: int) -> Iterator[Float[np.ndarray, "K"]]:
