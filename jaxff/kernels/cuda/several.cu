@@ -8,7 +8,7 @@
 // half of the multiprocessors have a block (some of them idle), and room for no other.
 // Thread 16 a + o keeps what atom a and channel o of the block's have. Where a product makes more rows than it takes, blocks
 // send what they have and multiply by columns of the matrix (`Gathered`); else they multiply by rows of it, and send shares of
-// what others sum (`Scattered`). Products are of the tensor cores, as in tiles.cu: rows times a power of 2 for each atom,
+// what others sum (`Scattered`). Products are of the tensor cores, as in tiles.cu: rows times a power of 2 for each two atoms,
 // matrices times a power of 2, both as sums of two halves. Matrices come into shared memory in chunks, which the last warp asks
 // for as soon as all have read those before.
 // Filters of the distance are W_c(r) = sum_k B_k(r) C_kc with few functions B, the same in all layers (larger.py). A block
@@ -179,7 +179,8 @@ __device__ constexpr int most(int a, int b, More... more) { return most(a > b ? 
 #define MADE (most(OfVectors::MADE, OfHidden::MADE, OfReadout::MADE, FromReadout::MADE + SCATTERED, FromHidden::MADE) - SCATTERED)
 #define OF_FILTERS (3 * ALL * C)
 // what products take and make, or filters and what messages make
-#define REGION most(OF_FILTERS + 2 * HEARD * N * C, 4 * GATHERED + MADE + 2 * SCATTERED)
+#define OF_HEARD most(OF_FILTERS, 4 * GATHERED + SCATTERED)  // what is multiplied first does not lie here
+#define REGION most(OF_HEARD + 2 * HEARD * N * C, 4 * GATHERED + MADE + 2 * SCATTERED)
 
 // Shared memory, in words of 16 bytes.
 enum {
@@ -243,6 +244,13 @@ __device__ __forceinline__ Two two(const float* at) {
     float2 q = *(const float2*)at;
     return {q.x, q.y};
 }
+struct Four {  // of four channels
+    float x[4];
+    __device__ __forceinline__ explicit Four(const float* at) {
+        float4 q = *(const float4*)at;
+        x[0] = q.x, x[1] = q.y, x[2] = q.z, x[3] = q.w;
+    }
+};
 // over four lanes, APART from each other: a lane has the sum of x[lane() / APART % 4] then
 template <int APART>
 __device__ __forceinline__ float spread(const float (&x)[4], int lane) {
@@ -265,9 +273,11 @@ struct Molecule {
     __device__ __forceinline__ int warp() const { return t >> 5; }
     __device__ __forceinline__ int a() const { return t / C; }
     __device__ __forceinline__ int o() const { return t % C; }
+    // where a row has this thread's channel: beside those that a lane has of two products of 8 columns
+    __device__ __forceinline__ int spot() const { return a() * C + 4 * (o() % 8 / 2) + 2 * (o() / 8) + o() % 2; }
     __device__ __forceinline__ bool mine() const { return a() < N; }         // whether there is such an atom,
     __device__ __forceinline__ bool busy() const { return 2 * warp() < N; }  // or such a one of this warp's
-    // of messages: two channels, and which senders; three atoms, and which half
+    // of messages: where two channels are, and which senders; three atoms, and which half
     __device__ __forceinline__ int channel() const { return 2 * (t % 8); }
     __device__ __forceinline__ int part() const { return lane() / 8; }
     __device__ __forceinline__ int triple() const { return warp() % TRIPLES; }
@@ -284,7 +294,7 @@ struct Molecule {
     static __device__ __forceinline__ uint32* scattered(int which) { return shared_at<uint32>(AT_REGION + GATHERED + which * (SCATTERED + MADE) / 4); }
     // [kind, pair, channel], and sums of messages, in their place
     static __device__ __forceinline__ float* filters() { return shared_at<float>(AT_REGION); }
-    static __device__ __forceinline__ float* heard() { return shared_at<float>(AT_REGION) + OF_FILTERS; }
+    static __device__ __forceinline__ float* heard() { return shared_at<float>(AT_REGION) + OF_HEARD; }
     static __device__ __forceinline__ float4* directions() { return shared_at<float4>(AT_DIRECTIONS); }
     static __device__ __forceinline__ float4* bars() { return shared_at<float4>(AT_BARS); }
     static __device__ __forceinline__ float* own() { return shared_at<float>(AT_OWN); }
@@ -293,9 +303,9 @@ struct Molecule {
     static __device__ __forceinline__ float* constants() { return inverse() + 3 * N; }
     static __device__ __forceinline__ unsigned char* ends() { return (unsigned char*)(constants() + CONSTANTS); }
     __device__ __forceinline__ float* row_of(int layer, int row) const { return own() + (layer * ROWS + row - LATER) * N * C; }
-    __device__ __forceinline__ float& kept(int layer, int row) const { return row_of(layer, row)[thread()]; }
+    __device__ __forceinline__ float& kept(int layer, int row) const { return row_of(layer, row)[spot()]; }
     __device__ __forceinline__ float* source_row(int row) const { return sources() + row * N * C; }
-    __device__ __forceinline__ float& source(int row) const { return source_row(row)[thread()]; }
+    __device__ __forceinline__ float& source(int row) const { return source_row(row)[spot()]; }
     __device__ __forceinline__ float constant(int layer, int offset) const { return constants()[layer * OF_LAYER + offset + o()]; }
     __device__ __forceinline__ float inner(int layer, int u, int v) const {
         return kept(layer, u) * kept(layer, v) + kept(layer, u + 1) * kept(layer, v + 1) + kept(layer, u + 2) * kept(layer, v + 2);
@@ -307,10 +317,9 @@ struct Molecule {
     __device__ __forceinline__ uint4* place(int of, int kind) const { return exchange + (g * P + of) * OF_BLOCK + place_of_kind(kind) + (sent[kind] & 1) * words_of(kind); }
     __device__ __forceinline__ uint32 tag(int kind) const { return 8 | sent[kind] >> 1 & 7; }
     __device__ __forceinline__ float& power(int atom, int kind = 0) const { return inverse()[kind * N + atom]; }
-    // The power of 2 that brings the largest number of this thread's atom to between 2^14 and 2^15; its inverse is kept
+    // The power of 2 that brings the largest number of a warp's two atoms to between 2^14 and 2^15; its inverse is kept
     __device__ __forceinline__ float scale(float largest, int kind = 0) const {
-        EACH(step, 4) largest = max(largest, from_lane(largest, 1 << step));
-        int exponent = min(268 - (as_int(largest) >> 23), 250);
+        int exponent = min(268 - (largest_of_warp(as_int(largest)) >> 23), 250);
         if (mine() && o() == 0) power(a(), kind) = as_float(254 - exponent << 23);
         return as_float(exponent << 23);
     }
@@ -488,33 +497,34 @@ struct Molecule {
                 high[STEPS - 1][0] = both.x, high[STEPS - 1][1] = both.y, low[STEPS - 1][0] = both.z, low[STEPS - 1][1] = both.w;
             }
         }
-        // times C: of pairs g and g + 8 channels 2 t and 2 t + 1 of half of the block's
-        __device__ __forceinline__ void times(const uint4* from, int side, float (&sums)[4]) const {
-            float more[4] = {};
-            EACH(i, 4) sums[i] = 0.f;
-            EACH(k, FULL) {
+        // times C: of pairs g and g + 8 channels 2 t and 2 t + 1 of either half of the block's
+        __device__ __forceinline__ void times(const uint4* from, float (&sums)[2][4]) const {
+            float more[2][4] = {};
+            EACH(side, 2) EACH(i, 4) sums[side][i] = 0.f;
+            EACH(k, FULL) EACH(side, 2) {
                 uint4 b = from[64 * k + 32 * side + lane];
-                mma(sums, high[k], b.x, b.y), mma(more, low[k], b.x, b.y), mma(more, high[k], b.z, b.w);
+                mma(sums[side], high[k], b.x, b.y), mma(more[side], low[k], b.x, b.y), mma(more[side], high[k], b.z, b.w);
             }
-            if (REST) {
+            if (REST) EACH(side, 2) {
                 uint2 b = ((const uint2*)(from + 64 * FULL))[32 * side + lane];
-                mma_of_8(sums, high[STEPS - 1], b.x), mma_of_8(more, low[STEPS - 1], b.x), mma_of_8(more, high[STEPS - 1], b.y);
+                mma_of_8(sums[side], high[STEPS - 1], b.x), mma_of_8(more[side], low[STEPS - 1], b.x), mma_of_8(more[side], high[STEPS - 1], b.y);
             }
-            EACH(i, 4) sums[i] += more[i];
+            EACH(side, 2) EACH(i, 4) sums[side][i] += more[side][i];
         }
     };
     __device__ __forceinline__ const uint4* weights_of(int layer, int kind) const { return weights() + ((layer ? 3 * layer - 1 : 0) + kind) * OF_TILE; }
-    __device__ __forceinline__ void store_filter(int kind, int tile, int side, const float (&w)[4]) const {
-        EACH(r, 2) *((float2*)(filter(kind, 16 * tile + lane() / 4 + 8 * r) + 8 * side) + lane() % 4) = make_float2(w[2 * r], w[2 * r + 1]);
+    // of pairs g and g + 8 four channels that lie side by side
+    __device__ __forceinline__ void store_filter(int kind, int tile, const float (&w)[2][4]) const {
+        EACH(r, 2) ((float4*)filter(kind, 16 * tile + lane() / 4 + 8 * r))[lane() % 4] = make_float4(w[0][2 * r], w[0][2 * r + 1], w[1][2 * r], w[1][2 * r + 1]);
     }
     // a layer's
     __device__ __forceinline__ void make_filters(int layer) const {
         ONE_BY_ONE for (int tile = warp(); tile < TILES; tile += WARPS) {
             Operand values(basis() + tile * (1 + BACK) * OF_TILE, lane());
-            EACH(kind, 3) if (kind < 2 || layer > 0) EACH(side, 2) {
-                float w[4];
-                values.times(weights_of(layer, kind), side, w);
-                store_filter(kind, tile, side, w);
+            EACH(kind, 3) if (kind < 2 || layer > 0) {
+                float w[2][4];
+                values.times(weights_of(layer, kind), w);
+                store_filter(kind, tile, w);
             }
         }
         sync();
@@ -570,7 +580,7 @@ struct Molecule {
         }
         sync();
     }
-    __device__ __forceinline__ float sum(int layer, int row) const { return factor(layer) * (heard()[row * N * C + thread()] + heard()[(HEARD + row) * N * C + thread()]); }
+    __device__ __forceinline__ float sum(int layer, int row) const { return factor(layer) * (heard()[row * N * C + spot()] + heard()[(HEARD + row) * N * C + spot()]); }
     // of its transpose: a, y, b
     __device__ __forceinline__ void message_transpose(int layer) {
         again(), hide(layer);
@@ -611,43 +621,42 @@ struct Molecule {
         ONE_BY_ONE for (int tile = warp(); tile < TILES; tile += WARPS) {
             const uint4* at = basis() + tile * (1 + BACK) * OF_TILE;
             Operand values(at, lane()), slopes(at + OF_TILE, lane());
-            float bar[2][4] = {};
-            EACH(side, 2) {
-                float wb[4], sa[4], sb[4], sc[4];
-                values.times(weights_of(layer, 1), side, wb);
-                if (layer > 0) {
-                    float w[4];
-                    store_filter(1, tile, side, wb);
-                    values.times(weights_of(layer, 0), side, w), store_filter(0, tile, side, w);
-                    values.times(weights_of(layer, 2), side, w), store_filter(2, tile, side, w);
-                    slopes.times(weights_of(layer, 2), side, sc);
+            float bar[2][4] = {}, wb[2][4], slope[2][4];
+            int i[2], j[2];
+            EACH(r, 2) {
+                int e = 16 * tile + lane() / 4 + 8 * r;
+                i[r] = ends()[2 * e] * C + 4 * (lane() % 4), j[r] = ends()[2 * e + 1] * C + 4 * (lane() % 4);
+            }
+            values.times(weights_of(layer, 1), wb);
+            if (layer > 0) {
+                float w[2][4];
+                store_filter(1, tile, wb);
+                values.times(weights_of(layer, 0), w), store_filter(0, tile, w);
+                values.times(weights_of(layer, 2), w), store_filter(2, tile, w);
+                slopes.times(weights_of(layer, 2), slope);
+                EACH(r, 2) EACH(axis, 3) {
+                    Four yi(source_row(Y + axis) + i[r]), yj(source_row(Y + axis) + j[r]), qi(source_row(V_BAR + axis) + i[r]), qj(source_row(V_BAR + axis) + j[r]);
+                    EACH(x, 4) bar[r][0] += slope[x / 2][2 * r + x % 2] * (yi.x[x] * qj.x[x] + yj.x[x] * qi.x[x]);
                 }
-                slopes.times(weights_of(layer, 0), side, sa), slopes.times(weights_of(layer, 1), side, sb);
-                EACH(r, 2) {
-                    int e = 16 * tile + lane() / 4 + 8 * r, i = ends()[2 * e] * C + 8 * side + 2 * (lane() % 4), j = ends()[2 * e + 1] * C + 8 * side + 2 * (lane() % 4);
-                    float4 d = directions()[e];
-                    float u[3] = {d.x, d.y, d.z};
-                    Two qi[3], qj[3];
-                    EACH(axis, 3) qi[axis] = two(source_row(V_BAR + axis) + i), qj[axis] = two(source_row(V_BAR + axis) + j);
-                    Two pi = two(source_row(S_BAR) + i), pj = two(source_row(S_BAR) + j);
-                    Two ai = two(row_of(layer, XS) + i), aj = two(row_of(layer, XS) + j), bi = two(row_of(layer, XU) + i), bj = two(row_of(layer, XU) + j);
-                    EACH(x, 2) {
-                        float along = 0.f;
-                        EACH(axis, 3) {
-                            float more = bj.x[x] * qi[axis].x[x] - bi.x[x] * qj[axis].x[x];
-                            bar[r][1 + axis] += wb[2 * r + x] * more, along += u[axis] * more;
-                        }
-                        bar[r][0] += sa[2 * r + x] * (ai.x[x] * pj.x[x] + aj.x[x] * pi.x[x]) + sb[2 * r + x] * along;
-                    }
-                    if (layer > 0) {
-                        float of[2] = {};
-                        EACH(axis, 3) {
-                            Two yi = two(source_row(Y + axis) + i), yj = two(source_row(Y + axis) + j);
-                            EACH(x, 2) of[x] += yi.x[x] * qj[axis].x[x] + yj.x[x] * qi[axis].x[x];
-                        }
-                        bar[r][0] += sc[2 * r] * of[0] + sc[2 * r + 1] * of[1];
+            }
+            slopes.times(weights_of(layer, 0), slope);
+            EACH(r, 2) {
+                Four ai(row_of(layer, XS) + i[r]), aj(row_of(layer, XS) + j[r]), pi(source_row(S_BAR) + i[r]), pj(source_row(S_BAR) + j[r]);
+                EACH(x, 4) bar[r][0] += slope[x / 2][2 * r + x % 2] * (ai.x[x] * pj.x[x] + aj.x[x] * pi.x[x]);
+            }
+            slopes.times(weights_of(layer, 1), slope);
+            EACH(r, 2) {
+                float4 d = directions()[16 * tile + lane() / 4 + 8 * r];
+                float u[3] = {d.x, d.y, d.z}, along[4] = {};
+                Four bi(row_of(layer, XU) + i[r]), bj(row_of(layer, XU) + j[r]);
+                EACH(axis, 3) {
+                    Four qi(source_row(V_BAR + axis) + i[r]), qj(source_row(V_BAR + axis) + j[r]);
+                    EACH(x, 4) {
+                        float more = bj.x[x] * qi.x[x] - bi.x[x] * qj.x[x];
+                        bar[r][1 + axis] += wb[x / 2][2 * r + x % 2] * more, along[x] += u[axis] * more;
                     }
                 }
+                EACH(x, 4) bar[r][0] += slope[x / 2][2 * r + x % 2] * along[x];
             }
             EACH(r, 2) ((float*)(bars() + 16 * tile + lane() / 4 + 8 * r))[lane() % 4] += factor(layer) * spread<1>(bar[r], lane());
         }
@@ -774,7 +783,6 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
             EACH(k, 3) v[k] += m.sum(i, 1 + k);
         }
         m.send(v);
-        sync();  // what was heard is read
         m.gather<3>();
         m.multiply<OfVectors, OF_U_V>();
         float both[2] = {s, 0.f}, hidden[1] = {}, z[1];
@@ -861,7 +869,6 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
             EACH(k, 3) along += sums[1 + k] * m.kept(i, VS + k), v[k] += m.kept(i, XV) * sums[1 + k];
             three[0] = sums[0], three[1] = sums[HEARD - 1], three[2] = along;
         }
-        sync();  // what was heard is read
         m.scatter<FROM_D, 0, 1, 3>(three);
         m.collect(z);
         hidden[0] = m.mine() ? z[0] * m.kept(i, OF_GATE) : 0.f;

@@ -123,7 +123,7 @@ def _shared(tree: Params, config: Config, n: int, back: bool) -> int:
     made = max(16 * rows * (8 * columns + 8) for rows, columns in (*parts, more))
     made = max(made, 16 * (1 if h < 32 else 2) * scalars * 24 + scattered)
     heard = 2 * (4 + back) * n * CHANNELS
-    region = max(3 * 16 * tiles * CHANNELS + heard, 4 * gathered + made + scattered)
+    region = max(max(3 * 16 * tiles * CHANNELS, 4 * gathered + scattered) + heard, 4 * gathered + made + scattered)
     constants = layers * 8 * CHANNELS + 2 * h + 3 + layers + 2 + 10 * layers
     rows = layers * ROWS - LATER + (SENT if back else 3)
     return 4 * (
