@@ -229,6 +229,19 @@ inline void bulk_copy(float* to, const float* from, int bytes, uint64*) { memcpy
 inline bool elected() { return current % 32 == 0; }
 inline void arrive_with(uint64* b, int) { ++*b; }
 inline void barriers_made() {}
+template <int COUNT, bool MORE>
+inline void registers() {}
+inline void load_a_at(uint32 (&a)[4], const uint32* words) {
+    memcpy(lanes[current].a, &words, sizeof words);
+    sync_warp();
+    for (int i = 0; i < 4; i++) {
+        const uint32* from;
+        memcpy(&from, lanes[current / 32 * 32 + 8 * i + current % 32 / 4].a, sizeof from);
+        a[i] = from[current % 4];
+    }
+    sync_warp();
+}
+inline void soon(const float*, int) {}
 inline float4 early(const float4* from) { return *from; }
 inline uint4 early(const uint4* from) { return *from; }
 inline int largest_of_warp(int x) {

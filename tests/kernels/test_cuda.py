@@ -261,21 +261,24 @@ def test_messages_within_molecules(
         (True, False, 32, 21, 4, 12, 1),
         (True, True, 32, 21, 4, 28, 1),
         (True, True, 32, 2, 5, 12, 1),
+        (False, True, 32, 4, 9, 21, 2),
     ],
 )
 def test_messages_in_packs(
     has_b: bool, has_y: bool, f: int, size: int, count: int, functions: int, processors: int, monkeypatch: Any
 ) -> None:
-    """Molecules of an odd and of an even number of atoms, several in a block, the last block not full.
+    """Molecules of an odd and of an even number of atoms, several of a block, whose last atoms fill no tile.
 
-    Filters of as many functions as a product takes at once, of more, and of twice as many.
+    Filters of as many functions as a product takes at once, of some more, and of twice as many.
     """
     monkeypatch.setattr(engine, "multiprocessors", lambda: processors)
+    monkeypatch.setattr(launch, "most_shared", lambda: 227 * 1024)
+    packs._fitting.cache_clear()
     rng, n = np.random.default_rng(size), count * size
     table = smooth_table(rng, (2 + has_y) * f, functions)
     filters = packs._filters(table)
     assert filters is not None
-    assert 2 * filters["basis"].shape[2] == next(rank for rank in packs.RANKS if functions <= rank)
+    assert 2 * filters["basis"].shape[1] == next(rank + rank % 2 for rank in packs.RANKS if functions <= rank)
     pairs = RandomPairs(rng, n, size, table, f, molecules=True)
     a, b, p = rng.normal(size=(3, n, f))
     y, q = rng.normal(size=(2, n, 3, f))
@@ -291,12 +294,15 @@ def test_messages_in_packs(
 
 
 def test_which_packs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that fit into a small GPU's memory, which larger molecules don't; models with more functions have none."""
-    monkeypatch.setattr(launch, "most_shared", lambda: 99 * 1024)
+    """Those that fit into a GPU's memory, a small one's or an H200's; models with more functions have none."""
     table = smooth_table(np.random.default_rng(0), 3 * 128, 21)
     filters = jax.tree.map(jnp.asarray, packs._filters(table))
     tree = {"embedding": {"table": np.zeros((10, 128))}, "packs": [filters]}
-    assert [size for size in range(1, 33) if packs.serves(tree, size)] == list(range(2, 26))
+    for kilobytes, served in ((99, [*range(2, 12), 15, 16]), (227, [*range(2, 33)])):
+        packs._fitting.cache_clear()
+        monkeypatch.setattr(launch, "most_shared", lambda most=kilobytes * 1024: most)
+        assert [size for size in range(1, 33) if packs.serves(tree, size)] == served
+    packs._fitting.cache_clear()
     assert packs._filters(smooth_table(np.random.default_rng(0), 3 * 128, 40)) is None
 
 
@@ -569,7 +575,8 @@ def test_compiles_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("message", "message_transpose")
     ]
     made += [molecules._of_size(name, 128, 21, plan, True, True) for name, plan in molecules.PLANS.items()]
-    made += [packs._of_pack(name, 3, 128, 21, 24, True, True) for name in packs.GROUPS]
+    made += [packs._of_slots(name, 3, 4, 128, 21, 22, True, True) for name in packs.BACK]
+    made += [packs._making(21, 22)]
     made += [engine._first_kernel(name, 128, 64, False, 61) for name in ("first_message", "first_transpose")]
     made += launched("painn", 17, 17, 8, monkeypatch)
     for kernel in made:

@@ -214,6 +214,28 @@ __device__ __forceinline__ void barriers_made() {
     asm volatile("fence.proxy.async.shared::cta;" : : : "memory");
 #endif
 }
+// likewise [16, 16], of which a lane tells where four words are: of row lane % 16, the first or the last by its half warp
+__device__ __forceinline__ void load_a_at(uint32 (&a)[4], const uint32* words) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"((uint32)__cvta_generic_to_shared(words)) : "memory");
+}
+// bytes that are asked for from memory, so that L2 has them
+__device__ __forceinline__ void soon(const float* from, int bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" : : "l"(from), "r"(bytes) : "memory");
+#endif
+}
+// `stay` of 32 bits
+__device__ __forceinline__ void stay(int& x) { asm volatile("" : "+r"(x)); }
+// so many registers a thread from here on, of four warps that all come here: more than before, or fewer. Of kernels that
+// are `exact` (launch.py); elsewhere nothing
+template <int COUNT, bool MORE>
+__device__ __forceinline__ void registers() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    if (MORE) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" : : "n"(COUNT));
+    else asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" : : "n"(COUNT));
+#endif
+}
 #endif
 
 __device__ __forceinline__ int lane() { return thread() & 31; }

@@ -37,6 +37,7 @@ class Kernel(NamedTuple):
 
     early: whether it may start before those before it have ended, as it waits for them itself (`ready` in device.cu).
     together: whether all its blocks run at once, as they wait for each other.
+    exact: whether it takes what GPUs of later compute capabilities may not have (`registers` in device.cu).
     """
 
     name: str
@@ -46,6 +47,7 @@ class Kernel(NamedTuple):
     shared: int
     early: bool = False
     together: bool = False
+    exact: bool = False
 
 
 Emulator = Callable[..., Sequence[Any]]
@@ -208,7 +210,9 @@ def _workers() -> ThreadPoolExecutor:
 def compiled(kernel: Kernel, capability: int, form: Form) -> bytes:
     """For GPUs of this compute capability (90: 9.0), or kept. RuntimeError with the compiler's words if it fails."""
     target = "sm" if form == "CUBIN" else "compute"
-    options = [f"-arch={target}_{capability}", "-std=c++17", *(f"-D{name}={value}" for name, value in kernel.defines)]
+    exactly = "a" if kernel.exact and capability == HOPPER else ""
+    architecture = f"-arch={target}_{capability}{exactly}"
+    options = [architecture, "-std=c++17", *(f"-D{name}={value}" for name, value in kernel.defines)]
     key = _version(), form, kernel.source, *options
     return kept(key, lambda: _compile(kernel, options, form))
 

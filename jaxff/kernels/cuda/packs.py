@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt32
 
 from jaxff.config import PainnConfig, StudentConfig
 from jaxff.kernels.cuda import engine, launch
 from jaxff.kernels.cuda.matrices import halves, power_of_two
-from jaxff.kernels.cuda.molecules import Launched
 from jaxff.kernels.message import Geometry, Sources
 from jaxff.models.parameters import Params
 
 WIDTHS = (32, 64, 96, 128)  # of features: two warps or more, of 16 channels
-RANKS = (16, 24, 32)  # functions of the distance that make all filters
-ATOMS = 64  # of a block, at most
-GROUPS = {"pack_message": 2, "pack_transpose": 1}  # of warps, each of which takes
-TILE = 16  # atoms at once
-BUFFERS = 4  # of shared memory for functions of their pairs
+RANKS = (16, 21, 32)  # functions of the distance that make all filters
+TILE = 16  # atoms, and functions, of a product
+CARRIERS = 4  # warps
+BUFFERS = (8, 6, 4)  # units in shared memory, as many as fit; fewer only where nothing else does
+SHARES = 6  # of them with pair gradients there, at most
+LEAVES_L1 = (
+    195 * 1024
+)  # of an H200's 256 kB: as shared memory comes in a few sizes, more than that leaves 28 kB, this 60
+UNITS_OF_BLOCK = 8  # whose functions a block makes: a warp those of 16 pairs and of their reverses
+BACK = {"pack_message": False, "pack_transpose": True}
 
 
 def prepare(tree: Params, config: StudentConfig | PainnConfig) -> list[dict[str, Any]] | None:
@@ -41,9 +46,11 @@ def _filters(table: Float[np.ndarray, "T 4 C"]) -> dict[str, Any] | None:
     if few is None:
         return None
     basis, weights = few
-    # of an interval two powers of two functions side by side; after the last one zeros
-    pairs = basis.reshape(len(basis), 2, 2, -1, 2).transpose(0, 1, 3, 2, 4).reshape(len(basis), 2, -1, 4)
-    matrix, factor = halves(np.pad(weights, ((0, -len(weights) % 16), (0, 0))))
+    if len(weights) % 2:  # they are made two at once
+        basis, weights = np.pad(basis, ((0, 0), (0, 0), (0, 1))), np.pad(weights, ((0, 1), (0, 0)))
+    # of an interval the powers of two functions side by side; after the last one zeros
+    pairs = basis.reshape(len(basis), 4, -1, 2).transpose(0, 2, 1, 3).reshape(len(basis), -1, 2, 4)
+    matrix, factor = halves(weights) if len(weights) % TILE == 0 else _with_rest(weights)
     slope = power_of_two(float(np.max(np.abs(basis[:, 1]))), 64.0)
     return {
         "basis": np.pad(pairs, ((0, 1), (0, 0), (0, 0), (0, 0))).astype(np.float32),
@@ -52,18 +59,30 @@ def _filters(table: Float[np.ndarray, "T 4 C"]) -> dict[str, Any] | None:
     }
 
 
+def _with_rest(weights: Float[np.ndarray, "22 C"]) -> tuple[UInt32[np.ndarray, "C/16 2 2 32 4"], float]:
+    """As `halves`, for 21 functions and a zero: those after 16 with all of their three products in one step.
+
+    packs.cu has high, high and low halves there of what is multiplied by high, low and high ones.
+    """
+    factor = power_of_two(float(np.max(np.abs(weights))), 256.0)
+    scaled = np.asarray(weights, np.float64) * factor
+    high = scaled[16:].astype(np.float16)
+    low = (scaled[16:] - high).astype(np.float16)
+    rest = high[:4], low[:4], high[:4], high[4:5], low[4:5], high[4:]
+    matrix, more = halves(np.concatenate([scaled[:16], *rest]))  # of halves, whose own halves are they and zeros
+    return matrix, more / factor
+
+
 def serves(tree: Params, size: int) -> bool:
     """Whether the kernels take molecules of so many atoms here, of a model that they fit."""
-    f, functions = tree["embedding"]["table"].shape[1], max(2 * x["basis"].shape[2] for x in tree["packs"])
-    return size > 1 and all(_fitting(name, f, size, functions, True, True) for name in GROUPS)
+    f, functions = tree["embedding"]["table"].shape[1], max(2 * x["basis"].shape[1] for x in tree["packs"])
+    return size > 1 and None not in [_fitting(name, f, size, functions, True, True) for name in BACK]
 
 
 def message(sources: Sources, filters: Any, geometry: Geometry) -> tuple[Float[Array, "N F"], Float[Array, "N 3F"]]:
     """As jaxff.kernels.message.message, for pairs e = (receiver e // M, sender e % M) of each molecule of M atoms."""
     n, f = sources.a.shape
-    launched = _launched("pack_message", sources, filters, geometry)
-    arrays = (geometry.places, *_taken(filters), *engine.with_stand_ins(sources))
-    ds, dv = _call(launched, arrays, filters, ((n, f), (n, 3 * f)))
+    ds, dv = _call("pack_message", sources, filters, geometry, [], ((n, f), (n, 3 * f)))
     return ds, dv
 
 
@@ -76,51 +95,84 @@ def message_transpose(
     """As jaxff.kernels.message.message_transpose, likewise; anything for pairs that don't count."""
     n, f = sources.a.shape
     has_b, has_y = sources.b is not None, sources.y is not None
-    launched = _launched("pack_transpose", sources, filters, geometry)
-    arrays = (geometry.places, *_taken(filters), *cotangents, *engine.with_stand_ins(sources))
     shapes = (n, f), (n * has_b, f), (n * has_y, 3 * f), (4, geometry.places.shape[1])
-    a, b, y, bars = _call(launched, arrays, filters, shapes)
+    a, b, y, bars = _call("pack_transpose", sources, filters, geometry, cotangents, shapes)
     return Sources(a, b if has_b else None, y if has_y else None), bars
 
 
-def _taken(filters: Any) -> list[Array]:
-    return [filters[name] for name in engine.FILTERS]
-
-
-def _call(launched: Launched, arrays: Sequence[Array], filters: Any, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
-    integers = launched.molecules, len(filters["basis"]) - 1
-    return launch.call(launched.kernel, arrays, integers, shapes, launched.blocks)
-
-
-def _launched(name: str, sources: Sources, filters: Any, geometry: Geometry) -> Launched:
-    """The kernel with the pack that is done first."""
+def _call(
+    name: str,
+    sources: Sources,
+    filters: Any,
+    geometry: Geometry,
+    heard: Sequence[Array],
+    shapes: Sequence[tuple[int, ...]],
+) -> list[Array]:
     n, f = sources.a.shape
-    size = geometry.places.shape[1] // n
-    fitting = _fitting(name, f, size, 2 * filters["basis"].shape[2], sources.b is not None, sources.y is not None)
-    made = [(Launched(kernel, n // size, -(-n // size // pack)), pack) for pack, kernel in fitting.items()]
-    return min(made, key=lambda x: -(-x[0].blocks // engine.multiprocessors()) * _turns(name, x[1] * size))[0]
+    size, functions = geometry.places.shape[1] // n, 2 * filters["basis"].shape[1]
+    kernel = _fitting(name, f, size, functions, sources.b is not None, sources.y is not None)
+    assert kernel is not None  # `serves` says so
+    molecules = n // size
+    blocks = min(molecules, engine.multiprocessors())
+    made = _functions(filters, geometry, size, molecules, blocks)
+    arrays = (made, filters["matrices"], filters["scales"], *heard, *engine.with_stand_ins(sources))
+    return launch.call(kernel, arrays, (molecules,), shapes, blocks)
 
 
-def _fitting(name: str, f: int, size: int, functions: int, has_b: bool, has_y: bool) -> dict[int, launch.Kernel]:
-    """Kernels for so many molecules a block that fit into its shared memory."""
-    made = {pack: _of_pack(name, pack, f, size, functions, has_b, has_y) for pack in range(1, ATOMS // size + 1)}
-    return {pack: kernel for pack, kernel in made.items() if kernel.shared <= launch.most_shared()}
+def _functions(filters: Any, geometry: Geometry, size: int, molecules: int, parts: int) -> Float[Array, "U W"]:
+    """Functions of all pairs, for so many blocks of a message. XLA makes equal ones once."""
+    functions, half = 2 * filters["basis"].shape[1], size // 2
+    units = parts * -(-(-(-molecules // parts) * size) // TILE) * half
+    arrays = geometry.places, filters["basis"], filters["scales"]
+    integers, shapes = (molecules, len(filters["basis"]) - 1, parts), [(2 * units, _made(functions))]
+    return launch.call(_making(size, functions), arrays, integers, shapes, -(-units // UNITS_OF_BLOCK))[0]
 
 
-def _turns(name: str, atoms: int) -> int:
-    """Tiles that a group of warps takes, one after the other."""
-    return -(-atoms // (TILE * GROUPS[name]))
+def _making(size: int, functions: int) -> launch.Kernel:
+    defines, shared = (("M", size), ("K", functions), ("FUNCTIONS", 1)), 4 * UNITS_OF_BLOCK * _made(functions)
+    return launch.Kernel("pack_functions", launch.read("device.cu", "packs.cu"), defines, 32 * UNITS_OF_BLOCK, shared)
+
+
+def _made(functions: int) -> int:
+    """Words of as many pairs as a product takes: values, directions, slopes."""
+    return 2 * _set(functions) + 4 * TILE
+
+
+def _set(functions: int) -> int:
+    return TILE * 8 * {16: 2, 22: 3, 32: 4}[functions]
 
 
 @functools.cache
-def _of_pack(name: str, pack: int, f: int, size: int, functions: int, has_b: bool, has_y: bool) -> launch.Kernel:
-    back, atoms, groups = name == "pack_transpose", pack * size, GROUPS[name]
-    rows, stride = 4 if back else 1 + has_b + 3 * has_y, 20 if functions > 24 else 12
-    units = groups * _turns(name, atoms) * (size // 2 * 2)
-    shared = 4 * rows * atoms * (f + 16) + units * TILE * (16 + 4) + BUFFERS * groups * 8
-    shared += 4 * BUFFERS * (groups * (1 + back) * 2 * TILE * stride + back * TILE * 4 * (f // 16))
+def _fitting(name: str, f: int, size: int, functions: int, has_b: bool, has_y: bool) -> launch.Kernel | None:
+    """The kernel with as many molecules and units in shared memory as fit, or None if a tile's molecules don't."""
+    together, most = _together(size), launch.most_shared()
+    plans = [*itertools.product((together + 1, together), BUFFERS)]
+    for shared, plan in [
+        *((min(LEAVES_L1, most), plan) for plan in plans),
+        *((most, x) for x in (*plans, (together, 2))),
+    ]:
+        kernel = _of_slots(name, *plan, f, size, functions, has_b, has_y)
+        if kernel.shared <= shared:
+            return kernel
+    return None
+
+
+def _together(size: int) -> int:
+    """Molecules that a tile has atoms of, at most."""
+    return (TILE - 2 + size) // size + 1
+
+
+def _of_slots(
+    name: str, slots: int, buffers: int, f: int, size: int, functions: int, has_b: bool, has_y: bool
+) -> launch.Kernel:
+    back, warps, together = BACK[name], f // TILE, _together(size)
+    shares = min(SHARES, buffers)
+    rows, unit = 4 if back else 1 + has_b + 3 * has_y, _made(functions) + (not back) * 4 * TILE
+    shared = slots * (4 * size * (rows * f + 16) + 8) + buffers * (4 * unit + 2 * 8) + shares * 8
+    shared += back * (shares * warps * 64 * 16 + together * size**2 * 16)
     defines = (
-        *(("F", f), ("M", size), ("PACK", pack), ("K", functions)),
-        *(("HAS_B", int(has_b)), ("HAS_Y", int(has_y)), ("TRANSPOSE", int(back))),
+        *(("F", f), ("M", size), ("K", functions), ("SLOTS", slots), ("BUFFERS", buffers), ("SHARES", shares)),
+        *(("HAS_B", int(has_b)), ("HAS_Y", int(has_y)), ("TRANSPOSE", int(back)), ("FUNCTIONS", 0)),
     )
-    return launch.Kernel(name, launch.read("device.cu", "packs.cu"), defines, 2 * f * groups, shared)
+    source = launch.read("device.cu", "packs.cu")
+    return launch.Kernel(name, source, defines, 32 * (warps + CARRIERS), shared, exact=True)
