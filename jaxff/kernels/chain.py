@@ -329,6 +329,10 @@ def _geometry(vectors: Array, pairs: Pairs, tree: Params, config: Config) -> Geo
 
 def _arranged(geometry: Geometry, num_atoms: int, tree: Params, launch: Launch) -> Any:
     """The geometry as the messages' route wants it."""
+    if launch.route == "packs":
+        from jaxff.kernels.cuda import packs
+
+        return packs.arranged(geometry, num_atoms, tree["packs"][0])
     if launch.route != "cuda":
         return geometry
     from jaxff.kernels.cuda import engine

@@ -276,16 +276,18 @@ def test_messages_in_packs(
     packs._fitting.cache_clear()
     rng, n = np.random.default_rng(size), count * size
     table = smooth_table(rng, (2 + has_y) * f, functions)
-    filters = packs._filters(table)
-    assert filters is not None
+    two = packs._filters([smooth_table(rng, (2 + has_y) * f, functions), table])
+    assert two is not None
+    filters = two[1]
     assert 2 * filters["basis"].shape[1] == next(rank + rank % 2 for rank in packs.RANKS if functions <= rank)
     pairs = RandomPairs(rng, n, size, table, f, molecules=True)
     a, b, p = rng.normal(size=(3, n, f))
     y, q = rng.normal(size=(2, n, 3, f))
     b = b if has_b else np.ones_like(b)
     sources = Sources(single(a), single(b) if has_b else None, single(y) if has_y else None)
-    ds, dv = packs.message(sources, filters, pairs.geometry)
-    bars, joined = packs.message_transpose(sources, (single(p), single(q)), filters, pairs.geometry)
+    arranged = packs.arranged(pairs.geometry, n, filters)
+    ds, dv = packs.message(sources, filters, arranged)
+    bars, joined = packs.message_transpose(sources, (single(p), single(q)), filters, arranged)
     got = np.where(pairs.mask, np.asarray(joined).reshape(4, n, size), 0)
 
     *sums, expected_halves = pairs.sums(a, b, y if has_y else None, p, q)
@@ -296,14 +298,13 @@ def test_messages_in_packs(
 def test_which_packs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that fit into a GPU's memory, a small one's or an H200's; models with more functions have none."""
     table = smooth_table(np.random.default_rng(0), 3 * 128, 21)
-    filters = jax.tree.map(jnp.asarray, packs._filters(table))
-    tree = {"embedding": {"table": np.zeros((10, 128))}, "packs": [filters]}
+    tree = {"embedding": {"table": np.zeros((10, 128))}, "packs": packs._filters([table])}
     for kilobytes, served in ((99, [*range(2, 12), 15, 16]), (227, [*range(2, 33)])):
         packs._fitting.cache_clear()
         monkeypatch.setattr(launch, "most_shared", lambda most=kilobytes * 1024: most)
         assert [size for size in range(1, 33) if packs.serves(tree, size)] == served
     packs._fitting.cache_clear()
-    assert packs._filters(smooth_table(np.random.default_rng(0), 3 * 128, 40)) is None
+    assert packs._filters([smooth_table(np.random.default_rng(0), 3 * 128, 40)]) is None
 
 
 def test_messages_of_molecules_add_up() -> None:

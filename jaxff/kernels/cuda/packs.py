@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, UInt32
@@ -37,15 +37,31 @@ def prepare(tree: Params, config: StudentConfig | PainnConfig) -> list[dict[str,
     tables = [np.asarray(tree[f"interaction_{i}"]["table"], np.float64) for i in range(config.num_interactions)]
     if config.hidden_dim not in WIDTHS:
         return None
-    made = [_filters(table) for table in tables]
-    return None if None in made else made  # type: ignore[return-value]
+    return _filters(tables)
 
 
-def _filters(table: Float[np.ndarray, "T 4 C"]) -> dict[str, Any] | None:
-    few = engine.few_functions(table, RANKS)
+def _filters(tables: Sequence[Float[np.ndarray, "T 4 C"]]) -> list[dict[str, Any]] | None:
+    """All with the same functions, which are made once for all messages."""
+    each = [few for table in tables if (few := engine.few_functions(table, RANKS)) is not None]
+    if len(each) < len(tables):
+        return None
+    # along directions of equal length, so that what matters little to a table does so to all
+    lengths = [np.linalg.norm(weights, axis=1) for _, weights in each]
+    heights = [np.max(np.abs(basis[:, 0] * length)) for (basis, _), length in zip(each, lengths, strict=True)]
+    scaled = [x[0] * (length / height) for x, length, height in zip(each, lengths, heights, strict=True)]
+    few = engine.few_functions(np.concatenate(scaled, axis=2), RANKS)
     if few is None:
         return None
-    basis, weights = few
+    basis, joint = few
+    ends = np.cumsum([len(length) for length in lengths])[:-1]
+    weights = [
+        of @ (x[1] * (height / np.where(length > 0, length, 1))[:, None])
+        for of, x, length, height in zip(np.split(joint, ends, axis=1), each, lengths, heights, strict=True)
+    ]
+    return [_of_interaction(basis, x) for x in weights]
+
+
+def _of_interaction(basis: Float[np.ndarray, "T 4 K"], weights: Float[np.ndarray, "K C"]) -> dict[str, Any]:
     if len(weights) % 2:  # they are made two at once
         basis, weights = np.pad(basis, ((0, 0), (0, 0), (0, 1))), np.pad(weights, ((0, 1), (0, 0)))
     # of an interval the powers of two functions side by side; after the last one zeros
@@ -79,7 +95,22 @@ def serves(tree: Params, size: int) -> bool:
     return size > 1 and None not in [_fitting(name, f, size, functions, True, True) for name in BACK]
 
 
-def message(sources: Sources, filters: Any, geometry: Geometry) -> tuple[Float[Array, "N F"], Float[Array, "N 3F"]]:
+class Arranged(NamedTuple):
+    """A Geometry, and functions of the distance of all pairs."""
+
+    senders: Any
+    places: Float[Array, "6 E"]
+    made: Float[Array, "U W"]
+
+
+def arranged(geometry: Geometry, num_atoms: int, filters: Any) -> Arranged:
+    """What messages need of the pairs, with the filters of any interaction as `prepare` makes them."""
+    size = geometry.places.shape[1] // num_atoms
+    made = _functions(filters, geometry, size, num_atoms // size, _blocks(num_atoms // size))
+    return Arranged(*geometry, made)
+
+
+def message(sources: Sources, filters: Any, geometry: Arranged) -> tuple[Float[Array, "N F"], Float[Array, "N 3F"]]:
     """As jaxff.kernels.message.message, for pairs e = (receiver e // M, sender e % M) of each molecule of M atoms."""
     n, f = sources.a.shape
     ds, dv = _call("pack_message", sources, filters, geometry, [], ((n, f), (n, 3 * f)))
@@ -90,7 +121,7 @@ def message_transpose(
     sources: Sources,
     cotangents: tuple[Float[Array, "N F"], Float[Array, "N 3F"]],
     filters: Any,
-    geometry: Geometry,
+    geometry: Arranged,
 ) -> tuple[Sources, Float[Array, "4 E"]]:
     """As jaxff.kernels.message.message_transpose, likewise; anything for pairs that don't count."""
     n, f = sources.a.shape
@@ -104,7 +135,7 @@ def _call(
     name: str,
     sources: Sources,
     filters: Any,
-    geometry: Geometry,
+    geometry: Arranged,
     heard: Sequence[Array],
     shapes: Sequence[tuple[int, ...]],
 ) -> list[Array]:
@@ -112,11 +143,12 @@ def _call(
     size, functions = geometry.places.shape[1] // n, 2 * filters["basis"].shape[1]
     kernel = _fitting(name, f, size, functions, sources.b is not None, sources.y is not None)
     assert kernel is not None  # `serves` says so
-    molecules = n // size
-    blocks = min(molecules, engine.multiprocessors())
-    made = _functions(filters, geometry, size, molecules, blocks)
-    arrays = (made, filters["matrices"], filters["scales"], *heard, *engine.with_stand_ins(sources))
-    return launch.call(kernel, arrays, (molecules,), shapes, blocks)
+    arrays = (geometry.made, filters["matrices"], filters["scales"], *heard, *engine.with_stand_ins(sources))
+    return launch.call(kernel, arrays, (n // size,), shapes, _blocks(n // size))
+
+
+def _blocks(molecules: int) -> int:
+    return min(molecules, engine.multiprocessors())
 
 
 def _functions(filters: Any, geometry: Geometry, size: int, molecules: int, parts: int) -> Float[Array, "U W"]:
