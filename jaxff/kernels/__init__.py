@@ -210,13 +210,13 @@ def energy_of_positions(
 
 
 def serves_positions(tree: FusedTree, config: Config, pairs: Pairs) -> bool:
-    """Whether one kernel takes positions to energies and gradients."""
-    plain = getattr(config, "repulsion", "none") == "none" and pairs.layout == "all" and pairs.symmetric
-    return plain and chain.one_kernel_serves(tree.fused, config, pairs.num_atoms)
+    """Whether one kernel takes positions to energies and gradients, for the pairs of a molecule or under vmap."""
+    fits = pairs.layout == "all" and pairs.symmetric
+    return fits and chain.one_kernel_serves(tree.fused, config, pairs.num_atoms)
 
 
 def _of_positions(gradients: bool, tree: FusedTree, config: Config, *args: Any) -> tuple[Array, Any]:
-    """Energies, and gradients by positions if wanted. Under vmap one kernel for several, or by pair vectors for many."""
+    """Energies, and gradients by positions if wanted. Under vmap by one kernel for several, or as of pair vectors."""
 
     def by_one(tree: FusedTree, numbers: Array, positions: Array, pairs: Pairs) -> Any:
         return chain.energies_and_position_gradients(tree.fused, config, numbers, positions, pairs, gradients)
@@ -235,7 +235,8 @@ def _of_positions(gradients: bool, tree: FusedTree, config: Config, *args: Any) 
         served = chain.one_kernel_serves_several(tree.fused, config, num_atoms, size)
         return served and not any(jax.tree.leaves(batched_tree))
 
-    either = jax.custom_batching.custom_vmap(by_one)
+    # a repulsion needs pair vectors anyway, and there one kernel more is little
+    either = jax.custom_batching.custom_vmap(by_vectors if chain.has_repulsion(config) else by_one)
 
     @either.def_vmap
     def _(size: int, batched: Any, tree: FusedTree, *args: Any) -> tuple[Any, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from jaxff.kernels.message import Geometry, Launch, Lengths, first_transpose, wh
 from jaxff.models.painn import pair_repulsion, pair_repulsion_bwd
 from jaxff.models.parameters import Params, dense_layers
 from jaxff.models.student import EPSILON
+from jaxff.ops import accumulate_forces
 from jaxff.ops.distance import distance_bwd, distance_reference
 from jaxff.system import Pairs
 
@@ -81,11 +83,11 @@ def forward(
 def _completed(
     energies: Array, tree: Params, config: Config, numbers: Array, geometry: Any, pairs: Pairs
 ) -> tuple[Float[Array, "N"], Any]:
-    """Energies with what kernels left out, and what the repulsion's gradient needs."""
+    """Energies with what kernels left out, but for a repulsion without geometry; and what its gradient needs."""
     energies, repulsion = energies + tree["read"]["offset"][0], None
     if "reference" in tree:
         energies = energies + tree["reference"]["energies"][numbers]
-    if _has_repulsion(config):
+    if geometry is not None and has_repulsion(config):
         more, repulsion = pair_repulsion(_distances(geometry, tree, config), numbers, _inside(geometry, pairs))
         energies = energies + more
     return jnp.where(numbers > 0, energies, 0), repulsion
@@ -193,18 +195,35 @@ def energies_and_position_gradients(
 
 def energies_and_position_gradients_of_several(
     tree: Params,
-    config: PainnConfig,
+    config: Config,
     numbers: Int[Array, "B N"],
     positions: Float[Array, "B N 3"],
     pairs: Pairs,
     gradients: bool,
 ) -> tuple[Float[Array, "B N"], Float[Array, "B N 3"] | None]:
-    """The same of several molecules, the arrays of whose pairs have an axis of molecules, too."""
+    """The same of several molecules, the arrays of whose pairs have an axis of molecules, too; with a repulsion."""
     from jaxff.kernels.cuda import several
 
     args = tree, config, numbers, positions, jnp.asarray(pairs.mask), gradients
     made, by_positions = several.energies_and_gradients(*args)
-    return _completed(made, tree, config, numbers, None, pairs)[0], by_positions
+    made, _ = _completed(made, tree, config, numbers, None, pairs)
+    if not has_repulsion(config):
+        return made, by_positions
+    more, more_by_positions = jax.vmap(partial(_repulsion, config))(numbers, positions, pairs)
+    return jnp.where(
+        numbers > 0, made + more, 0
+    ), by_positions if by_positions is None else by_positions + more_by_positions
+
+
+def _repulsion(
+    config: Config, numbers: Int[Array, "N"], positions: Float[Array, "N 3"], pairs: Pairs
+) -> tuple[Float[Array, "N"], Float[Array, "N 3"]]:
+    """Energies of a molecule's pair repulsion, and gradients of their sum by positions."""
+    d, u = distance_reference(pairs.at_senders(positions) - pairs.at_receivers(positions), _epsilon(config))
+    inside = replace(pairs, mask=pairs.mask & (d <= config.cutoff))
+    energies, saved = pair_repulsion(d, numbers, inside)
+    d_bar = pair_repulsion_bwd(saved, jnp.ones_like(energies), inside, antisymmetric=True)
+    return energies, -accumulate_forces(u * d_bar[:, None] / 2, inside, antisymmetric=True)
 
 
 def one_kernel_serves_several(tree: Params, config: Config, num_atoms: int, molecules: int) -> bool:
@@ -312,7 +331,8 @@ def _epsilon(config: Config) -> float:
     return EPSILON if config.architecture == "student" else 0.0
 
 
-def _has_repulsion(config: Config) -> bool:
+def has_repulsion(config: Config) -> bool:
+    """Whether pairs repel each other, too, which no kernel computes."""
     return isinstance(config, PainnConfig) and config.repulsion == "zbl"
 
 

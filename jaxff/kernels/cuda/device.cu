@@ -20,8 +20,7 @@ __device__ __forceinline__ void ready(Pointer&... pointers) {
 // a value that is in a register from here on, not read or made again where it is used
 template <class Value>
 __device__ __forceinline__ void stay(Value& x) { asm volatile("" : "+l"(x)); }
-// whose value the compiler can't know from here on
-__device__ __forceinline__ void hide(int& x) { asm volatile("" : "+r"(x)); }
+__device__ __forceinline__ void stay(int& x) { asm volatile("" : "+r"(x)); }
 __device__ __forceinline__ void sync_warp() { __syncwarp(); }
 __device__ __forceinline__ float from_lane(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 __device__ __forceinline__ int of_lane(int x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
@@ -225,8 +224,6 @@ __device__ __forceinline__ void soon(const float* from, int bytes) {
     asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" : : "l"(from), "r"(bytes) : "memory");
 #endif
 }
-// `stay` of 32 bits
-__device__ __forceinline__ void stay(int& x) { asm volatile("" : "+r"(x)); }
 // so many registers a thread from here on, of four warps that all come here: more than before, or fewer. Of kernels that
 // are `exact` (launch.py); elsewhere nothing
 template <int COUNT, bool MORE>

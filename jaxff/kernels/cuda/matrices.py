@@ -14,7 +14,7 @@ def power_of_two(largest: float, wanted: float) -> float:
 def halves(
     matrix: Float[np.ndarray, "K C"], largest: float | None = None
 ) -> tuple[UInt32[np.ndarray, "C/16 K/16 2 32 4"], float]:
-    """The matrix times a power of 2 as halves, and the inverse of that power, which suits its largest number or another.
+    """The matrix times a power of 2 as halves, and the inverse of that power; it suits the largest number or another.
 
     For 16 columns, 16 rows and each of two tiles of 8 columns a lane reads four words: two of the numbers, two of what
     they leave. Lane 4 g + t has rows 2 t, 2 t + 1, 2 t + 8, 2 t + 9 of column g of a tile (mma.m16n8k16); column g of

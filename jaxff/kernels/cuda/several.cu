@@ -267,7 +267,7 @@ struct Molecule {
     uint32 launched, sent[KINDS];  // exchanges until now, of all launches
 
     // What follows from the thread is made again from here on, or it would wait in registers that are not there
-    __device__ __forceinline__ void again() { hide(t); }
+    __device__ __forceinline__ void again() { stay(t); }
     __device__ __forceinline__ int thread() const { return t; }
     __device__ __forceinline__ int lane() const { return t & 31; }
     __device__ __forceinline__ int warp() const { return t >> 5; }
@@ -553,7 +553,7 @@ struct Molecule {
     }
     // sums of a message: one number, and three
     __device__ __forceinline__ void message(int layer) {
-        again(), hide(layer);
+        again(), stay(layer);
         make_filters(layer);
         if (half() < 2) {
             float sums[3][2][4] = {};  // [atom, channel, row]
@@ -583,7 +583,7 @@ struct Molecule {
     __device__ __forceinline__ float sum(int layer, int row) const { return factor(layer) * (heard()[row * N * C + spot()] + heard()[(HEARD + row) * N * C + spot()]); }
     // of its transpose: a, y, b
     __device__ __forceinline__ void message_transpose(int layer) {
-        again(), hide(layer);
+        again(), stay(layer);
         if (half() < 2) {
             float sums[3][2][4] = {}, of_b[8] = {};
             ONE_BY_ONE for (int from = 0; from < SENDERS; from += 4) {
@@ -617,7 +617,7 @@ struct Molecule {
     // A layer's filters(), if there is a layer before it; and gradients of pairs grow, by tiles: a lane has those of two pairs
     // through four channels, then one of their four numbers
     __device__ __forceinline__ void add_gradients(int layer) {
-        again(), hide(layer);
+        again(), stay(layer);
         ONE_BY_ONE for (int tile = warp(); tile < TILES; tile += WARPS) {
             const uint4* at = basis() + tile * (1 + BACK) * OF_TILE;
             Operand values(at, lane()), slopes(at + OF_TILE, lane());
@@ -776,7 +776,7 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
     sync();
         ONE_BY_ONE for (int i = 0; i < LAYERS; i++) {
         const bool last = i == LAYERS - 1;
-        hide(i);
+        stay(i);
         m.message(i);
         if (m.mine()) {
             s += m.sum(i, 0);
@@ -835,7 +835,7 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
     if (m.mine()) s = m.result<FromReadout>(0);  // cotangents from here on
     EACH(k, 3) v[k] = 0.f;
     ONE_BY_ONE for (int i = LAYERS - 1; i >= 0; i--) {
-        hide(i);
+        stay(i);
         float three[3] = {}, hidden[1] = {}, both[6] = {}, z[1], more[3], sums[HEARD];
         if (m.mine()) three[0] = s, three[1] = s * m.inner(i, UV, VV), three[2] = v[0] * m.kept(i, UV) + v[1] * m.kept(i, UV + 1) + v[2] * m.kept(i, UV + 2);
         m.scatter<FROM_B, 0, 1, 3>(three);

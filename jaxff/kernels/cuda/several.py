@@ -68,7 +68,7 @@ def serves(tree: Params, config: Config, num_atoms: int, molecules: int) -> bool
 
 def energies_and_gradients(
     tree: Params,
-    config: PainnConfig,
+    config: Config,
     numbers: Int[Array, "B N"],
     positions: Float[Array, "B N 3"],
     mask: Bool[Array, "B E"],
@@ -99,7 +99,7 @@ def _functions(tree: Params) -> int:
 
 
 @functools.cache
-def _kernel(config: PainnConfig, n: int, hidden: int, functions: int, shared: int, back: bool) -> launch.Kernel:
+def _kernel(config: Config, n: int, hidden: int, functions: int, shared: int, back: bool) -> launch.Kernel:
     f = config.hidden_dim
     room = multiprocessors() * CHANNELS // f * (f // CHANNELS)
     defines = (
@@ -154,9 +154,7 @@ def _rows(matrix: Float[np.ndarray, "K F"], largest: float) -> tuple[UInt32[np.n
 Order = Callable[[Float[np.ndarray, "K C"], float], tuple[UInt32[np.ndarray, "..."], float]]
 
 
-def _matrices(
-    tree: Params, config: PainnConfig, c: int
-) -> Iterator[tuple[Order, Float[np.ndarray, "K C"]] | None]:
+def _matrices(tree: Params, config: PainnConfig, c: int) -> Iterator[tuple[Order, Float[np.ndarray, "K C"]] | None]:
     """Of block c, in the order of several.cu's stages: columns of what is gathered, or rows of what is scattered.
 
     None: the end of a round of chunks.
