@@ -28,7 +28,7 @@ from jax.sharding import SingleDeviceSharding
 from results import check_output, refuse, write
 
 from jaxff import kernels
-from jaxff.kernels.cuda import engine, launch, one, registry
+from jaxff.kernels.cuda import engine, launch, one, registry, several
 from jaxff.versions import versions_with
 
 TARGET = Path(__file__).with_name("h200.txtpb")
@@ -63,7 +63,7 @@ def compiling_for_a_gpu() -> Iterator[None]:
         for where, name, value in (
             (kernels, "prepare", lambda tree, config: prepare(tree, config, "triton", cuda=True)),
             (kernels, "why_not", lambda config: None),
-            *((module, "multiprocessors", lambda: MULTIPROCESSORS) for module in (engine, one)),
+            *((module, "multiprocessors", lambda: MULTIPROCESSORS) for module in (engine, one, several)),
             (launch, "compiled", empty),
             (launch, "most_shared", lambda: SHARED),
             (launch, "can_run_together", lambda: True),

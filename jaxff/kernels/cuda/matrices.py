@@ -37,19 +37,19 @@ def halves(
     return np.ascontiguousarray(joined).view(np.uint32), 1 / factor
 
 
-def rows_of_four(matrix: Float[np.ndarray, "K C"], largest: float) -> tuple[UInt32[np.ndarray, "C/8 K/16 32 4"], float]:
-    """As `halves`, with the power of 2 that suits a number `largest`; for 8 columns and 16 rows at once.
+def by_columns(matrix: Float[np.ndarray, "K C"], largest: float) -> tuple[UInt32[np.ndarray, "C/8 K/16 32 4"], float]:
+    """As `halves`, for 8 columns and 16 rows at once, with the power of 2 that suits a number `largest`.
 
-    Lane 4 g + t has rows 4 t to 4 t + 3 of column g: two words of the numbers, two of what they leave.
+    Lane 4 g + t has its rows of column g.
     """
     rows, columns = matrix.shape
     factor = power_of_two(largest, 256.0)
     scaled = np.asarray(matrix, np.float64) * factor
     high = scaled.astype(np.float16)
     low = (scaled - high).astype(np.float16)
-    parts = [x.reshape(rows // 16, 4, 4, columns // 8, 8).transpose(3, 0, 4, 1, 2) for x in (high, low)]
-    joined = np.ascontiguousarray(np.concatenate(parts, axis=-1))  # [C/8, K/16, g, t, 8]
-    return joined.view(np.uint32).reshape(columns // 8, rows // 16, 32, 4), 1 / factor
+    parts = [x.reshape(rows // 16, 2, 4, 2, columns // 8, 8).transpose(4, 0, 5, 2, 1, 3) for x in (high, low)]
+    joined = np.stack(parts, axis=-3)  # [C/8, K/16, g, t, number or left, rows up to 7 or from 8 on, 2]
+    return np.ascontiguousarray(joined).view(np.uint32).reshape(columns // 8, rows // 16, 32, 4), 1 / factor
 
 
 def as_first(words: UInt32[np.ndarray, "... 2 32 4"]) -> UInt32[np.ndarray, "... 2 2 16 4"]:

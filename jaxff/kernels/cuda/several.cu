@@ -37,7 +37,6 @@ static_assert(2 * TRIPLES <= WARPS, "two warps a triple");
 #define CHUNK THREADS  // words of 16 bytes of a matrix that come at once
 #define OF_CHUNK (CHUNK / 32)  // steps of a product that a chunk serves
 #define RING 4                 // chunks on their way
-#define STRIDE (2 * 32 + 4)  // of 16 columns of such a tile, as two halves: words of 16 bytes
 #define EACH(i, n) _Pragma("unroll") for (int i = 0; i < (n); i++)
 #define ONE_BY_ONE _Pragma("unroll 1")
 
@@ -74,22 +73,27 @@ __device__ uint4 exchange[BLOCKS * OF_BLOCK];
 #define IDLE_LOOKS 1000  // some 0.5 ms
 __device__ uint32 launches[BLOCKS / P], finished[BLOCKS / P];  // of a molecule: known to have begun, and to be ended
 
+// words of a row of KS times 16 halves in shared memory: eight of them lie in banks of their own
+__device__ constexpr int row_width(int ks) { return 8 * ks + 4; }
+
 // What all blocks sent, MT tiles of 16 rows and KS times 16 columns, times NT times 8 columns of a matrix: a warp has one of
 // MPARTS parts of the rows, NPARTS of the columns and KPARTS of the sums. LOW: whether what is made begins before `made`.
 template <int MT, int NT, int KS, int MPARTS, int NPARTS, int KPARTS, bool LOW = false>
 struct Gathered {
     static constexpr int EACH_K = (KS + KPARTS - 1) / KPARTS, EACH_M = (MT + MPARTS - 1) / MPARTS, EACH_N = NT / NPARTS, WIDTH = 8 * NT + 8;
     static constexpr bool IS_LOW = LOW;
+    static constexpr int ROW = row_width(KS), PART = 16 * MT * ROW;
     static constexpr int MADE = KPARTS * MT * 16 * WIDTH, CHUNKS = (NT * KS * 32 + CHUNK - 1) / CHUNK;
     static_assert(MPARTS * NPARTS * KPARTS <= WARPS && NT % NPARTS == 0 && OF_CHUNK % KS == 0, "a warp each");
     template <int FIRST, class Matrices>
-    static __device__ __forceinline__ void run(int warp, int lane, Matrices& matrices, const uint4* rows, float* made) {
+    static __device__ __forceinline__ void run(int warp, int lane, Matrices& matrices, const uint32* rows, float* made) {
         int first = warp % NPARTS * EACH_N, m_part = warp / NPARTS % MPARTS, k_part = warp / (NPARTS * MPARTS);
         if (k_part < KPARTS) {
             float sums[EACH_M][EACH_N][4], more[EACH_M][EACH_N][4];
             EACH(m, EACH_M) EACH(n, EACH_N) EACH(i, 4) sums[m][n][i] = more[m][n][i] = 0.f;
             matrices.template await<FIRST, CHUNKS>();
             const uint4* columns[EACH_N];
+            const uint32* own = rows + (m_part * 16 + lane % 16) * ROW + lane / 16 * 4 + 8 * EACH_K * k_part;
             EACH(n, EACH_N) columns[n] = matrices.step(FIRST + (first + n) * KS / OF_CHUNK, (first + n) * KS % OF_CHUNK + k_part * EACH_K) + lane;
             EACH(k, EACH_K) if (KS % KPARTS == 0 || k_part * EACH_K + k < KS) {
                 uint4 w[EACH_N];
@@ -97,9 +101,8 @@ struct Gathered {
                 EACH(m, EACH_M) {
                     int tile = m_part + MPARTS * m;
                     if (MT % MPARTS && tile >= MT) continue;
-                    const uint4* at = rows + (tile * KS + k_part * EACH_K + k) * STRIDE + lane;
-                    uint4 h = at[0], l = at[32];
-                    uint32 high[4] = {h.x, h.z, h.y, h.w}, low[4] = {l.x, l.z, l.y, l.w};
+                    uint32 high[4], low[4];
+                    load_a_at(high, own + m * MPARTS * 16 * ROW + 8 * k), load_a_at(low, own + PART + m * MPARTS * 16 * ROW + 8 * k);
                     EACH(n, EACH_N) mma(sums[m][n], high, w[n].x, w[n].y);
                     EACH(n, EACH_N) mma(more[m][n], low, w[n].x, w[n].y);
                     EACH(n, EACH_N) mma(more[m][n], high, w[n].z, w[n].w);
@@ -132,7 +135,7 @@ using FromHidden = Gathered<SCALARS, 4, P, 2, 2, (P < 4 ? 2 : 4), true>;
 // block's, of one or more tiles.
 template <int MT, int KS>
 struct Scattered {
-    static constexpr int WIDTH = 8 * KS + 4, PART = 16 * MT * WIDTH;  // of a row in shared memory, and of either half of all: words
+    static constexpr int WIDTH = row_width(KS), PART = 16 * MT * WIDTH;  // of a row, and of either half of all: words
     static constexpr int CHUNKS = (P * KS * 64 + CHUNK - 1) / CHUNK;
     // store(block, row, t, four channels): its 4 t and those after it
     template <int FIRST, class Matrices, class Store>
@@ -147,7 +150,8 @@ struct Scattered {
             float sums[2][4] = {}, more[2][4] = {};
             EACH(k, KS) {
                 uint32 high[4], low[4];
-                load_a(high, rows + tile * 16 * WIDTH + 8 * k, WIDTH), load_a(low, rows + PART + tile * 16 * WIDTH + 8 * k, WIDTH);
+                const uint32* at = rows + (tile * 16 + lane % 16) * WIDTH + lane / 16 * 4 + 8 * k;
+                load_a_at(high, at), load_a_at(low, at + PART);
                 EACH(n, 2) mma(sums[n], high, w[k][n].x, w[k][n].y);
                 EACH(n, 2) mma(more[n], low, w[k][n].x, w[k][n].y);
                 EACH(n, 2) mma(more[n], high, w[k][n].z, w[k][n].w);
@@ -174,7 +178,7 @@ enum { FROM_B = 0, FROM_A = OfScalars<3>::CHUNKS, FROM_U_V = FROM_A + FromHidden
 __device__ constexpr int most(int a) { return a; }
 template <class... More>
 __device__ constexpr int most(int a, int b, More... more) { return most(a > b ? a : b, more...); }
-#define GATHERED (STRIDE * most(VECTORS * P, SCALARS * most(P, H / 16)))  // words of 16 bytes
+#define GATHERED (8 * most(VECTORS * row_width(P), SCALARS * row_width(H / 16)))  // words of 16 bytes
 #define SCATTERED (2 * most(OfScalars<3>::PART, FromVectors::PART))  // of which there are two, before and behind what is made: then in use is one
 #define MADE (most(OfVectors::MADE, OfHidden::MADE, OfReadout::MADE, FromReadout::MADE + SCATTERED, FromHidden::MADE) - SCATTERED)
 #define OF_FILTERS (3 * ALL * C)
@@ -270,15 +274,15 @@ struct Molecule {
     __device__ __forceinline__ void again() { stay(t); }
     __device__ __forceinline__ int thread() const { return t; }
     __device__ __forceinline__ int lane() const { return t & 31; }
-    __device__ __forceinline__ int warp() const { return t >> 5; }
-    __device__ __forceinline__ int a() const { return t / C; }
-    __device__ __forceinline__ int o() const { return t % C; }
+    __device__ __forceinline__ int warp() const { return (uint32)t >> 5; }
+    __device__ __forceinline__ int a() const { return (uint32)t / C; }
+    __device__ __forceinline__ int o() const { return (uint32)t % C; }
     // where a row has this thread's channel: beside those that a lane has of two products of 8 columns
     __device__ __forceinline__ int spot() const { return a() * C + 4 * (o() % 8 / 2) + 2 * (o() / 8) + o() % 2; }
     __device__ __forceinline__ bool mine() const { return a() < N; }         // whether there is such an atom,
     __device__ __forceinline__ bool busy() const { return 2 * warp() < N; }  // or such a one of this warp's
     // of messages: where two channels are, and which senders; three atoms, and which half
-    __device__ __forceinline__ int channel() const { return 2 * (t % 8); }
+    __device__ __forceinline__ int channel() const { return 2 * ((uint32)t % 8); }
     __device__ __forceinline__ int part() const { return lane() / 8; }
     __device__ __forceinline__ int triple() const { return warp() % TRIPLES; }
     __device__ __forceinline__ int half() const { return warp() / TRIPLES; }
@@ -289,7 +293,7 @@ struct Molecule {
     static __device__ __forceinline__ uint4* basis() { return shared_at<uint4>(AT_BASIS); }
     static __device__ __forceinline__ uint4* weights() { return shared_at<uint4>(AT_WEIGHTS); }
     // what is multiplied, and what that makes; what is multiplied for others
-    static __device__ __forceinline__ uint4* gathered() { return shared_at<uint4>(AT_REGION); }
+    static __device__ __forceinline__ uint32* gathered() { return shared_at<uint32>(AT_REGION); }
     static __device__ __forceinline__ float* made(bool low) { return shared_at<float>(AT_REGION + GATHERED + (low ? 0 : SCATTERED / 4)); }
     static __device__ __forceinline__ uint32* scattered(int which) { return shared_at<uint32>(AT_REGION + GATHERED + which * (SCATTERED + MADE) / 4); }
     // [kind, pair, channel], and sums of messages, in their place
@@ -347,15 +351,16 @@ struct Molecule {
         int row = o() % 4;
         if (mine() && row < R) put(place(c, kind) + (row * N + a()) * 4 + o() / 4, four[0], four[1], four[2], four[3], tag(kind));
     }
-    // four numbers of a row, as two halves of each, where the tensor cores take them
-    __device__ __forceinline__ void operand(int row, int steps, int step, int quarter, const float (&x)[4]) const {
+    // four numbers of a row, as two halves of each, where a product takes them
+    template <class Of>
+    __device__ __forceinline__ void operand(int row, int quad, const float (&x)[4]) const {
         uint2 high, low;
         split(x[0], x[1], high.x, low.x), split(x[2], x[3], high.y, low.y);
-        uint2* to = (uint2*)(gathered() + (row / 16 * steps + step) * STRIDE + row % 8 * 4 + quarter) + row / 8 % 2;
-        to[0] = high, to[64] = low;
+        uint2* to = (uint2*)(gathered() + row * Of::ROW) + quad;
+        to[0] = high, to[Of::PART / 2] = low;
     }
     // what all blocks sent: a row an atom, or one for each of three components
-    template <int R>
+    template <class Of, int R = 1>
     __device__ __forceinline__ void gather() {
         again();
         constexpr int EACH_THREAD = (QUADS + C - 1) / C, kind = R == 1 ? ROW : ROWS_OF_VECTORS;
@@ -372,7 +377,7 @@ struct Molecule {
             EACH(k, EACH_THREAD * R) if (mine() && o() + k / R * C < QUADS) {
                 int quad = o() + k / R * C;
                 float x[4] = {factor * w[k].x, factor * w[k].y, factor * w[k].z, factor * w[k].w};
-                operand(k % R * N + a(), P, quad / 4, quad % 4, x);
+                operand<Of>(k % R * N + a(), quad, x);
             }
         }
         sync();
@@ -742,7 +747,7 @@ struct Molecule {
             float factor = scale(largest);
             EACH(m, EACH_THREAD) if (mine() && 4 * (o() + m * C) < H) {
                 EACH(k, 4) bar[m][k] *= factor;
-                operand(a(), H / 16, (o() + m * C) / 4, o() % 4, bar[m]);
+                operand<FromReadout>(a(), o() + m * C, bar[m]);
             }
         }
         sync();
@@ -783,7 +788,7 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
             EACH(k, 3) v[k] += m.sum(i, 1 + k);
         }
         m.send(v);
-        m.gather<3>();
+        m.gather<OfVectors, 3>();
         m.multiply<OfVectors, OF_U_V>();
         float both[2] = {s, 0.f}, hidden[1] = {}, z[1];
         if (m.mine()) {
@@ -798,7 +803,7 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
         m.collect(z);
         if (m.mine()) hidden[0] = m.silu(i, OF_UPDATE, z[0] + m.constant(i, HIDDEN_BIAS));
         m.send(hidden);
-        m.gather<1>();
+        m.gather<OfHidden>();
         m.multiply<OfHidden, OF_B>();
         if (m.mine()) {
             float gates[3];
@@ -813,7 +818,7 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
         m.collect(z);
         if (m.mine()) hidden[0] = m.silu(i + 1, OF_GATE, z[0] + m.constant(i + 1, HIDDEN_GATE_BIAS));
         m.send(hidden);
-        m.gather<1>();
+        m.gather<OfHidden>();
         m.multiply<OfHidden, OF_D>();
         if (m.mine()) {
             constexpr int sent[3] = {XS, XU, XV};
@@ -825,7 +830,7 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
     }
     float scalar[1] = {s};
     m.send(scalar);
-    m.gather<1>();
+    m.gather<OfReadout>();
     m.multiply<OfReadout, OF_READING>();
     if (m.c == 0 && thread() == 0) launches[m.g] = m.launched + 1;  // each block has read it, or none of these words were here
     m.readout(energies);
@@ -842,7 +847,7 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
         m.collect(z);
         if (m.mine()) hidden[0] = z[0] * m.kept(i, OF_UPDATE);
         m.send(hidden);
-        m.gather<1>();
+        m.gather<FromHidden>();
         m.multiply<FromHidden, FROM_A>();
         if (m.mine()) {
             float epsilon = m.constants()[OF_SPACE], norm = square_root(m.inner(i, VV, VV) + epsilon * epsilon);

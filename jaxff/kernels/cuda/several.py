@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from jaxff.config import PainnConfig, StudentConfig
 from jaxff.kernels.cuda import launch
 from jaxff.kernels.cuda.engine import multiprocessors
-from jaxff.kernels.cuda.matrices import halves, rows_of_four
+from jaxff.kernels.cuda.matrices import by_columns, halves
 from jaxff.models.parameters import Params
 
 Config = StudentConfig | PainnConfig
@@ -116,7 +116,7 @@ def _shared(tree: Params, config: Config, n: int, back: bool) -> int:
     full = (functions + 7) // 16
     of_tile = 64 * full + 32 * (functions > 16 * full)
     scalars, vectors = -(-n // 16), -(-3 * n // 16)
-    gathered = 68 * max(vectors * p, scalars * max(p, h // 16))
+    gathered = 8 * max(vectors * (8 * p + 4), scalars * (8 * (h // 16) + 4))
     scattered = 2 * 16 * max(scalars * (8 * 3 + 4), vectors * (8 * 2 + 4))
     parts = (2 * vectors, 4), (2 * scalars, 6), ((1 if h > 64 else 2) * scalars, h // 8)
     more = (2 if p < 4 else 4) * scalars, 4
@@ -141,7 +141,7 @@ def _shared(tree: Params, config: Config, n: int, back: bool) -> int:
 
 def _columns(matrix: Float[np.ndarray, "K C"], largest: float) -> tuple[UInt32[np.ndarray, "R 4"], float]:
     """By steps of 8 columns and 16 rows."""
-    ordered, factor = rows_of_four(matrix, largest)
+    ordered, factor = by_columns(matrix, largest)
     return ordered.reshape(-1, 4), factor
 
 
