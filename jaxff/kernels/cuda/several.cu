@@ -179,11 +179,13 @@ __device__ constexpr int most(int a) { return a; }
 template <class... More>
 __device__ constexpr int most(int a, int b, More... more) { return most(a > b ? a : b, more...); }
 #define GATHERED (8 * most(VECTORS * row_width(P), SCALARS * row_width(H / 16)))  // words of 16 bytes
-#define SCATTERED (2 * most(OfScalars<3>::PART, FromVectors::PART))  // of which there are two, before and behind what is made: then in use is one
+// of which there are two, before and behind what is made: one of them is free then
+#define SCATTERED (2 * most(OfScalars<3>::PART, FromVectors::PART))
 #define MADE (most(OfVectors::MADE, OfHidden::MADE, OfReadout::MADE, FromReadout::MADE + SCATTERED, FromHidden::MADE) - SCATTERED)
 #define OF_FILTERS (3 * ALL * C)
-// what products take and make, or filters and what messages make
-#define OF_HEARD most(OF_FILTERS, 4 * GATHERED + SCATTERED)  // what is multiplied first does not lie here
+// What products take and make, or filters and what messages make: behind what the next product takes, which some warps may
+// write while others still read this.
+#define OF_HEARD most(OF_FILTERS, 4 * GATHERED + SCATTERED)
 #define REGION most(OF_HEARD + 2 * HEARD * N * C, 4 * GATHERED + MADE + 2 * SCATTERED)
 
 // Shared memory, in words of 16 bytes.
@@ -388,7 +390,6 @@ struct Molecule {
         Of::template run<FIRST>(warp(), lane(), matrices, gathered(), made(Of::IS_LOW));
         sync();
     }
-
     // a sum of the product, of the part-th of this block's columns
     template <class Of>
     __device__ __forceinline__ float result(int part, int row) const {
