@@ -69,7 +69,7 @@ def close(got: Any, expected: Any) -> None:
 def test_several(
     atoms: int, molecules: int, padding: int, width: int, num_rbf: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Energies and gradients under vmap, energies alone; numbers of functions in one product, in two; the same bits."""
+    """Energies and gradients under vmap, energies of several alone; functions in one product or two; the same bits."""
     monkeypatch.setitem(CONFIGS, "painn", CONFIGS["painn"].model_copy(update={"num_rbf": num_rbf}))
     monkeypatch.setitem(WIDTHS, "painn", width)
     case = Case(atoms, molecules, padding)
@@ -78,7 +78,8 @@ def test_several(
     energies, gradients = run(case.positions)
     close(energies, case.energies)
     close(gradients, case.gradients)
-    close(jax.jit(jax.vmap(case.energy))(case.positions), case.energies)
+    if molecules > 1:
+        close(jax.jit(jax.vmap(case.energy))(case.positions), case.energies)
     for _ in range(300 if GPU else 0):
         np.testing.assert_array_equal(run(case.positions)[1], gradients)
 

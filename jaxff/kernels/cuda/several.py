@@ -62,7 +62,7 @@ def serves(tree: Params, config: Config, num_atoms: int, molecules: int) -> bool
     """Whether the kernel, for which the tree is prepared, takes so many molecules of so many atoms on this GPU."""
     if "several" not in tree or not 2 <= num_atoms <= MOST_ATOMS or not launch.can_run_together():
         return False
-    groups = multiprocessors() * CHANNELS // config.hidden_dim
+    groups = multiprocessors() // (config.hidden_dim // CHANNELS)
     return molecules <= groups and _shared(tree, config, num_atoms, True) <= launch.most_shared()
 
 
@@ -81,7 +81,8 @@ def energies_and_gradients(
     molecules, n = numbers.shape
     one, several, of_molecule = tree["one"], tree["several"], config.hidden_dim // CHANNELS
     shared = max(_shared(tree, config, n, gradients), launch.most_shared() // 2 + 1024)  # one block a multiprocessor
-    kernel = _kernel(config, n, _hidden(tree), _functions(tree), shared, gradients)
+    room = multiprocessors() // of_molecule * of_molecule
+    kernel = _kernel(config, n, _hidden(tree), _functions(tree), room, shared, gradients)
     filters, constants = (one["larger"]["table"], one["larger"]["weights"]), several["constants"]
     arrays = (*filters, constants, numbers.astype(jnp.int32), one["elements"], several["matrices"], positions, mask)
     results = (molecules, n), *([(molecules, n, 3)] if gradients else [])
@@ -99,11 +100,15 @@ def _functions(tree: Params) -> int:
 
 
 @functools.cache
-def _kernel(config: Config, n: int, hidden: int, functions: int, shared: int, back: bool) -> launch.Kernel:
-    f = config.hidden_dim
-    room = multiprocessors() * CHANNELS // f * (f // CHANNELS)
+def _kernel(config: Config, n: int, hidden: int, functions: int, room: int, shared: int, back: bool) -> launch.Kernel:
     defines = (
-        *(("N", n), ("LAYERS", config.num_interactions), ("F", f), ("H", hidden), ("FUNCTIONS", functions)),
+        *(
+            ("N", n),
+            ("LAYERS", config.num_interactions),
+            ("F", config.hidden_dim),
+            ("H", hidden),
+            ("FUNCTIONS", functions),
+        ),
         *(("BLOCKS", room), ("BACK", int(back))),
     )
     return launch.Kernel("several", launch.read("device.cu", "several.cu"), defines, THREADS, shared, together=True)
