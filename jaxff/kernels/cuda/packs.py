@@ -22,9 +22,7 @@ TILE = 16  # atoms, and functions, of a product
 CARRIERS = 4  # warps
 BUFFERS = (8, 6, 4)  # units in shared memory, as many as fit; fewer only where nothing else does
 SHARES = 6  # of them with pair gradients there, at most
-LEAVES_L1 = (
-    195 * 1024
-)  # of an H200's 256 kB: as shared memory comes in a few sizes, more than that leaves 28 kB, this 60
+LEAVES_L1 = 195 * 1024  # 60 of an H200's 256 kB; more leaves 28, as shared memory comes in a few sizes
 UNITS_OF_BLOCK = 8  # whose functions a block makes: a warp those of 16 pairs and of their reverses
 BACK = {"pack_message": False, "pack_transpose": True}
 
