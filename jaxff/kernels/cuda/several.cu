@@ -89,8 +89,7 @@ struct Gathered {
     static __device__ __forceinline__ void run(int warp, int lane, Matrices& matrices, const uint32* rows, float* made) {
         int first = warp % NPARTS * EACH_N, m_part = warp / NPARTS % MPARTS, k_part = warp / (NPARTS * MPARTS);
         if (k_part < KPARTS) {
-            float sums[EACH_M][EACH_N][4], more[EACH_M][EACH_N][4];
-            EACH(m, EACH_M) EACH(n, EACH_N) EACH(i, 4) sums[m][n][i] = more[m][n][i] = 0.f;
+            float sums[3][EACH_M][EACH_N][4] = {};  // of each of three products, so that none waits for another
             matrices.template await<FIRST, CHUNKS>();
             const uint4* columns[EACH_N];
             const uint32* own = rows + (m_part * 16 + lane % 16) * ROW + lane / 16 * 4 + 8 * EACH_K * k_part;
@@ -103,9 +102,9 @@ struct Gathered {
                     if (MT % MPARTS && tile >= MT) continue;
                     uint32 high[4], low[4];
                     load_a_at(high, own + m * MPARTS * 16 * ROW + 8 * k), load_a_at(low, own + PART + m * MPARTS * 16 * ROW + 8 * k);
-                    EACH(n, EACH_N) mma(sums[m][n], high, w[n].x, w[n].y);
-                    EACH(n, EACH_N) mma(more[m][n], low, w[n].x, w[n].y);
-                    EACH(n, EACH_N) mma(more[m][n], high, w[n].z, w[n].w);
+                    EACH(n, EACH_N) mma(sums[0][m][n], high, w[n].x, w[n].y);
+                    EACH(n, EACH_N) mma(sums[1][m][n], low, w[n].x, w[n].y);
+                    EACH(n, EACH_N) mma(sums[2][m][n], high, w[n].z, w[n].w);
                 }
             }
             EACH(m, EACH_M) {
@@ -113,12 +112,13 @@ struct Gathered {
                 if (MT % MPARTS && tile >= MT) continue;
                 EACH(r, 2) EACH(n, EACH_N) {
                     float2* to = (float2*)(made + ((k_part * MT + tile) * 16 + lane / 4 + 8 * r) * WIDTH + 8 * (first + n)) + lane % 4;
-                    *to = make_float2(sums[m][n][2 * r] + more[m][n][2 * r], sums[m][n][2 * r + 1] + more[m][n][2 * r + 1]);
+                    *to = make_float2(sum_of_three(sums, m, n, 2 * r), sum_of_three(sums, m, n, 2 * r + 1));
                 }
             }
         }
         matrices.end(CHUNKS, warp);
     }
+    static __device__ __forceinline__ float sum_of_three(const float (&x)[3][EACH_M][EACH_N][4], int m, int n, int i) { return x[0][m][n][i] + (x[1][m][n][i] + x[2][m][n][i]); }
     static __device__ __forceinline__ float sum(const float* made, int row, int column) {
         float total = 0.f;
         EACH(k, KPARTS) total += made[(k * MT * 16 + row) * WIDTH + column];
@@ -147,18 +147,18 @@ struct Scattered {
         EACH(m, (P * MT + WARPS - 1) / WARPS) {
             int tile = warp / P + WARPS / P * m;
             if (tile >= MT) continue;
-            float sums[2][4] = {}, more[2][4] = {};
+            float sums[3][2][4] = {};
             EACH(k, KS) {
                 uint32 high[4], low[4];
                 const uint32* at = rows + (tile * 16 + lane % 16) * WIDTH + lane / 16 * 4 + 8 * k;
                 load_a_at(high, at), load_a_at(low, at + PART);
-                EACH(n, 2) mma(sums[n], high, w[k][n].x, w[k][n].y);
-                EACH(n, 2) mma(more[n], low, w[k][n].x, w[k][n].y);
-                EACH(n, 2) mma(more[n], high, w[k][n].z, w[k][n].w);
+                EACH(n, 2) mma(sums[0][n], high, w[k][n].x, w[k][n].y);
+                EACH(n, 2) mma(sums[1][n], low, w[k][n].x, w[k][n].y);
+                EACH(n, 2) mma(sums[2][n], high, w[k][n].z, w[k][n].w);
             }
             EACH(r, 2) {
                 float x[4];
-                EACH(i, 4) x[i] = sums[i / 2][2 * r + i % 2] + more[i / 2][2 * r + i % 2];
+                EACH(i, 4) x[i] = sums[0][i / 2][2 * r + i % 2] + (sums[1][i / 2][2 * r + i % 2] + sums[2][i / 2][2 * r + i % 2]);
                 store(to, 16 * tile + lane / 4 + 8 * r, lane % 4, x);
             }
         }
