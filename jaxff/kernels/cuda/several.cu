@@ -627,42 +627,37 @@ struct Molecule {
         ONE_BY_ONE for (int tile = warp(); tile < TILES; tile += WARPS) {
             const uint4* at = basis() + tile * (1 + BACK) * OF_TILE;
             Operand values(at, lane()), slopes(at + OF_TILE, lane());
-            float bar[2][4] = {}, wb[2][4], slope[2][4];
-            int i[2], j[2];
-            EACH(r, 2) {
-                int e = 16 * tile + lane() / 4 + 8 * r;
-                i[r] = ends()[2 * e] * C + 4 * (lane() % 4), j[r] = ends()[2 * e + 1] * C + 4 * (lane() % 4);
-            }
+            float bar[2][4] = {}, wb[2][4], sa[2][4], sb[2][4], sc[2][4];
             values.times(weights_of(layer, 1), wb);
             if (layer > 0) {
                 float w[2][4];
                 store_filter(1, tile, wb);
                 values.times(weights_of(layer, 0), w), store_filter(0, tile, w);
                 values.times(weights_of(layer, 2), w), store_filter(2, tile, w);
-                slopes.times(weights_of(layer, 2), slope);
-                EACH(r, 2) EACH(axis, 3) {
-                    Four yi(source_row(Y + axis) + i[r]), yj(source_row(Y + axis) + j[r]), qi(source_row(V_BAR + axis) + i[r]), qj(source_row(V_BAR + axis) + j[r]);
-                    EACH(x, 4) bar[r][0] += slope[x / 2][2 * r + x % 2] * (yi.x[x] * qj.x[x] + yj.x[x] * qi.x[x]);
+                slopes.times(weights_of(layer, 2), sc);
+            }
+            slopes.times(weights_of(layer, 0), sa), slopes.times(weights_of(layer, 1), sb);
+            EACH(r, 2) {
+                int e = 16 * tile + lane() / 4 + 8 * r, i = ends()[2 * e] * C + 4 * (lane() % 4), j = ends()[2 * e + 1] * C + 4 * (lane() % 4);
+                const float* q = source_row(V_BAR);
+                Four qi[3] = {Four(q + i), Four(q + N * C + i), Four(q + 2 * N * C + i)}, qj[3] = {Four(q + j), Four(q + N * C + j), Four(q + 2 * N * C + j)};
+                if (layer > 0) EACH(axis, 3) {
+                    Four yi(source_row(Y + axis) + i), yj(source_row(Y + axis) + j);
+                    EACH(x, 4) bar[r][0] += sc[x / 2][2 * r + x % 2] * (yi.x[x] * qj[axis].x[x] + yj.x[x] * qi[axis].x[x]);
                 }
-            }
-            slopes.times(weights_of(layer, 0), slope);
-            EACH(r, 2) {
-                Four ai(row_of(layer, XS) + i[r]), aj(row_of(layer, XS) + j[r]), pi(source_row(S_BAR) + i[r]), pj(source_row(S_BAR) + j[r]);
-                EACH(x, 4) bar[r][0] += slope[x / 2][2 * r + x % 2] * (ai.x[x] * pj.x[x] + aj.x[x] * pi.x[x]);
-            }
-            slopes.times(weights_of(layer, 1), slope);
-            EACH(r, 2) {
-                float4 d = directions()[16 * tile + lane() / 4 + 8 * r];
-                float u[3] = {d.x, d.y, d.z}, along[4] = {};
-                Four bi(row_of(layer, XU) + i[r]), bj(row_of(layer, XU) + j[r]);
-                EACH(axis, 3) {
-                    Four qi(source_row(V_BAR + axis) + i[r]), qj(source_row(V_BAR + axis) + j[r]);
-                    EACH(x, 4) {
-                        float more = bj.x[x] * qi.x[x] - bi.x[x] * qj.x[x];
-                        bar[r][1 + axis] += wb[x / 2][2 * r + x % 2] * more, along[x] += u[axis] * more;
+                Four ai(row_of(layer, XS) + i), aj(row_of(layer, XS) + j), pi(source_row(S_BAR) + i), pj(source_row(S_BAR) + j);
+                EACH(x, 4) bar[r][0] += sa[x / 2][2 * r + x % 2] * (ai.x[x] * pj.x[x] + aj.x[x] * pi.x[x]);
+                float4 d = directions()[e];
+                float u[3] = {d.x, d.y, d.z};
+                Four bi(row_of(layer, XU) + i), bj(row_of(layer, XU) + j);
+                EACH(x, 4) {
+                    float along = 0.f;
+                    EACH(axis, 3) {
+                        float more = bj.x[x] * qi[axis].x[x] - bi.x[x] * qj[axis].x[x];
+                        bar[r][1 + axis] += wb[x / 2][2 * r + x % 2] * more, along += u[axis] * more;
                     }
+                    bar[r][0] += sb[x / 2][2 * r + x % 2] * along;
                 }
-                EACH(x, 4) bar[r][0] += slope[x / 2][2 * r + x % 2] * along[x];
             }
             EACH(r, 2) ((float*)(bars() + 16 * tile + lane() / 4 + 8 * r))[lane() % 4] += factor(layer) * spread<1>(bar[r], lane());
         }
