@@ -210,9 +210,8 @@ def energies_and_position_gradients_of_several(
     if not has_repulsion(config):
         return made, by_positions
     more, more_by_positions = jax.vmap(partial(_repulsion, config))(numbers, positions, pairs)
-    return jnp.where(
-        numbers > 0, made + more, 0
-    ), by_positions if by_positions is None else by_positions + more_by_positions
+    made = jnp.where(numbers > 0, made + more, 0)
+    return made, by_positions if by_positions is None else by_positions + more_by_positions
 
 
 def _repulsion(

@@ -11,6 +11,14 @@ def power_of_two(largest: float, wanted: float) -> float:
     return 2.0 ** np.floor(np.log2(wanted / largest)) if largest > 0 else 1.0
 
 
+def _apart(matrix: np.ndarray, largest: float) -> tuple[np.ndarray, np.ndarray, float]:
+    """A matrix times the power of 2 that suits a number `largest`, as halves and what those leave; that power."""
+    factor = power_of_two(largest, 256.0)
+    scaled = np.asarray(matrix, np.float64) * factor
+    high = scaled.astype(np.float16)
+    return high, (scaled - high).astype(np.float16), factor
+
+
 def halves(
     matrix: Float[np.ndarray, "K C"], largest: float | None = None
 ) -> tuple[UInt32[np.ndarray, "C/16 K/16 2 32 4"], float]:
@@ -21,10 +29,7 @@ def halves(
     tile j is column 4 (g // 2) + 2 j + g % 2 of the 16, so that a lane's four products lie side by side.
     """
     rows, columns = matrix.shape
-    factor = power_of_two(float(np.max(np.abs(matrix), initial=0)) if largest is None else largest, 256.0)
-    scaled = np.asarray(matrix, np.float64) * factor
-    high = scaled.astype(np.float16)
-    low = (scaled - high).astype(np.float16)
+    high, low, factor = _apart(matrix, float(np.max(np.abs(matrix), initial=0)) if largest is None else largest)
     lane, tile = np.arange(32), np.arange(2)[:, None]
     g, t = lane // 4, lane % 4
     column = 4 * (g // 2) + 2 * tile + g % 2  # [2, 32]
@@ -43,10 +48,7 @@ def by_columns(matrix: Float[np.ndarray, "K C"], largest: float) -> tuple[UInt32
     Lane 4 g + t has its rows of column g.
     """
     rows, columns = matrix.shape
-    factor = power_of_two(largest, 256.0)
-    scaled = np.asarray(matrix, np.float64) * factor
-    high = scaled.astype(np.float16)
-    low = (scaled - high).astype(np.float16)
+    high, low, factor = _apart(matrix, largest)
     parts = [x.reshape(rows // 16, 2, 4, 2, columns // 8, 8).transpose(4, 0, 5, 2, 1, 3) for x in (high, low)]
     joined = np.stack(parts, axis=-3)  # [C/8, K/16, g, t, number or left, rows up to 7 or from 8 on, 2]
     return np.ascontiguousarray(joined).view(np.uint32).reshape(columns // 8, rows // 16, 32, 4), 1 / factor

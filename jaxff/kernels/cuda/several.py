@@ -20,11 +20,8 @@ Config = StudentConfig | PainnConfig
 CHANNELS, THREADS = 16, 512  # of a block
 CHUNK, RING = 512, 4  # words of 16 bytes of a matrix that come at once, and how many such are on their way
 MOST_ATOMS = 24  # of a molecule
-ROWS, LATER, SENT = (
-    16,
-    5,
-    7,
-)  # that a block keeps of each layer, and those that the first does without; that messages read
+ROWS, LATER = 16, 5  # that a block keeps of each layer, and those that the first does without
+SENT = 7  # rows that messages read
 
 
 def prepare(tree: Params, config: Config) -> dict[str, Any] | None:
