@@ -46,6 +46,7 @@ GPU_ROWS = [
     "large:painn:xla-table",
     "nve-64:painn:fused",
     *[f"nve-64:student:{e}" for e in ("autodiff", "xla-exact")],
+    *[f"nve-128:{a}:fused" for a in ("student", "painn")],
     "nve-21:painn:autodiff",
     "batch-4096:painn:fused",
     *[f"batch-256:{a}:{e}" for a in ("student", "painn") for e in ("fused", "xla-table")],
