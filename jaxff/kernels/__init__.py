@@ -230,25 +230,13 @@ def _of_positions(gradients: bool, tree: FusedTree, config: Config, *args: Any) 
         several = chain.energies_and_position_gradients_of_several
         return several(tree.fused, config, numbers, positions, pairs, gradients)
 
-    def several_serve(size: int, batched_tree: Any) -> bool:
-        num_atoms = args[-1].num_atoms
-        served = chain.one_kernel_serves_several(tree.fused, config, num_atoms, size)
-        return served and not any(jax.tree.leaves(batched_tree))
+    def several(size: int) -> Callable[..., Any] | None:
+        serves = chain.one_kernel_serves_several(tree.fused, config, args[-1].num_atoms, size)
+        return by_several if serves else None
 
     # a repulsion needs pair vectors anyway, and there one kernel more is little
-    either = jax.custom_batching.custom_vmap(by_vectors if chain.has_repulsion(config) else by_one)
-
-    @either.def_vmap
-    def _(size: int, batched: Any, tree: FusedTree, *args: Any) -> tuple[Any, Any]:
-        if several_serve(size, batched[0]):
-            full = batches.full(size, batched[1:], args)
-            of_many = jax.vmap(by_vectors, in_axes=(None, 0, 0, 0), axis_size=size)
-            out = _alone_or_batched(by_several, of_many)(tree, *full)
-        else:
-            out = _under_vmap(by_vectors, size, batched, tree, *args)
-        return out, jax.tree.map(lambda _: True, out)
-
-    return either(tree, *args)
+    alone = by_vectors if chain.has_repulsion(config) else by_one
+    return _alone_or_batched(alone, by_vectors, several)(tree, *args)
 
 
 def _transpose_of_positions(
@@ -360,13 +348,26 @@ def _one_or_many(
     return _alone_or_batched(few, many)(*args)
 
 
-def _alone_or_batched(alone: Callable[..., Any], batched_one: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that is `alone`, and under vmap `batched_one` under vmap."""
+def _alone_or_batched(
+    alone: Callable[..., Any],
+    batched_one: Callable[..., Any],
+    several: Callable[[int], Callable[..., Any] | None] = lambda size: None,
+) -> Callable[..., Any]:
+    """A function of a tree and more that is `alone`, and under vmap `batched_one` under vmap.
+
+    several: of a number of systems with one tree, what takes them at once, if there is such a function.
+    """
     either = jax.custom_batching.custom_vmap(alone)
 
     @either.def_vmap
     def _(size: int, batched: Any, *args: Any) -> tuple[Any, Any]:
-        out = _under_vmap(batched_one, size, batched, *args)
+        at_once = None if any(jax.tree.leaves(batched[0])) else several(size)
+        if at_once is None:
+            out = _under_vmap(batched_one, size, batched, *args)
+        else:
+            full = batches.full(size, batched[1:], args[1:])
+            each = jax.vmap(batched_one, in_axes=(None, *[0] * len(full)), axis_size=size)
+            out = _alone_or_batched(at_once, each)(args[0], *full)
         return out, jax.tree.map(lambda _: True, out)
 
     return either

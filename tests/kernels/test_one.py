@@ -95,7 +95,7 @@ def test_positions(case: Any) -> None:
     close(jax.jit(energy)(x), expected)
 
 
-@pytest.mark.parametrize("case", CASES[:1], indirect=True)
+@pytest.mark.parametrize("case", CASES, indirect=True)
 def test_positions_of_two_molecules_and_twice(case: Any) -> None:
     """Energies and gradients under vmap; second derivatives."""
     (reference, energy), positions = of_positions(case), case[4]
