@@ -178,19 +178,6 @@ inline void mma_new(float (&c)[4], const uint32 (&a)[4], uint32 b0, uint32 b1) {
     mma(c, a, b0, b1);
 }
 inline void mma_of_8(float (&c)[4], const uint32 (&a)[4], uint32 b0) { multiply_add<8>(c, a, b0, 0); }
-inline void load_a(uint32 (&a)[4], const uint32* rows, int stride) {
-    int g = current % 32 / 4, t = current % 4;
-    for (int i = 0; i < 4; i++) a[i] = rows[(g + i % 2 * 8) * stride + t + i / 2 * 4];
-}
-inline void load_a_of_8(uint32 (&a)[4], uint32 (&b)[4], const uint32* rows, int part, int stride) {
-    int g = current % 32 / 4, t = current % 4;
-    for (int i = 0; i < 2; i++) a[i] = rows[(g + i * 8) * stride + t], b[i] = rows[part + (g + i * 8) * stride + t];
-}
-inline int swapped(int row, int half) { return half ^ (row >> 2 & 1); }
-inline void load_swapped(uint32 (&b)[4], const uint32* rows, int apart) {
-    int g = current % 32 / 4, t = current % 4;
-    for (int i = 0; i < 4; i++) b[i] = rows[i / 2 * apart + g * 8 + swapped(g, i % 2) * 4 + t];
-}
 struct Word {
     float x, y, z;
     uint32 tag;

@@ -81,28 +81,11 @@ __device__ __forceinline__ void mma_of_8(float (&c)[4], const uint32 (&a)[4], ui
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(b0));
 }
-// the [16, 16] halves at `rows`, `stride` words a row, in shared memory, as mma takes them
-__device__ __forceinline__ void load_a(uint32 (&a)[4], const uint32* rows, int stride) {
-    int l = threadIdx.x & 31;
-    uint32 from = (uint32)__cvta_generic_to_shared(rows + (l & 15) * stride + (l >> 4) * 4);
+// [16, 16] halves in shared memory, as mma takes them; a lane tells where four words are: of row lane % 16, the first or the
+// last by its half warp
+__device__ __forceinline__ void load_a_at(uint32 (&a)[4], const uint32* words) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(from) : "memory");
-}
-// likewise [16, 8] of two such, `part` words apart, as mma_of_8 takes them
-__device__ __forceinline__ void load_a_of_8(uint32 (&a)[4], uint32 (&b)[4], const uint32* rows, int part, int stride) {
-    int l = threadIdx.x & 31;
-    uint32 from = (uint32)__cvta_generic_to_shared(rows + (l & 15) * stride + (l >> 4) * part);
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(a[0]), "=r"(a[1]), "=r"(b[0]), "=r"(b[1]) : "r"(from) : "memory");
-}
-// of rows of 16 halves that lie without gaps, where the two halves of a row are
-__device__ __forceinline__ int swapped(int row, int half) { return half ^ (row >> 2 & 1); }
-// of eight such rows, and of eight that lie `apart` words behind them, both halves of each as mma takes its second operand
-__device__ __forceinline__ void load_swapped(uint32 (&b)[4], const uint32* rows, int apart) {
-    int l = threadIdx.x & 31;
-    uint32 from = (uint32)__cvta_generic_to_shared(rows + (l >> 4) * apart + (l & 7) * 8 + swapped(l & 7, l >> 3 & 1) * 4);
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3]) : "r"(from) : "memory");
+                 : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"((uint32)__cvta_generic_to_shared(words)) : "memory");
 }
 
 // Three numbers and a tag, which are written and read as a whole, by blocks that run at once.
@@ -213,11 +196,6 @@ __device__ __forceinline__ void barriers_made() {
     asm volatile("fence.proxy.async.shared::cta;" : : : "memory");
 #endif
 }
-// likewise [16, 16], of which a lane tells where four words are: of row lane % 16, the first or the last by its half warp
-__device__ __forceinline__ void load_a_at(uint32 (&a)[4], const uint32* words) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"((uint32)__cvta_generic_to_shared(words)) : "memory");
-}
 // bytes that are asked for from memory, so that L2 has them
 __device__ __forceinline__ void soon(const float* from, int bytes) {
 #if __CUDA_ARCH__ >= 900
@@ -237,6 +215,18 @@ __device__ __forceinline__ void registers() {
 
 __device__ __forceinline__ int lane() { return thread() & 31; }
 __device__ __forceinline__ int warp() { return thread() >> 5; }
+
+// the [16, 16] halves at `rows`, `stride` words a row, in shared memory, as mma takes them
+__device__ __forceinline__ void load_a(uint32 (&a)[4], const uint32* rows, int stride) {
+    load_a_at(a, rows + (lane() & 15) * stride + (lane() >> 4) * 4);
+}
+// of rows of 16 halves that lie without gaps, where the two halves of a row are
+__device__ __forceinline__ int swapped(int row, int half) { return half ^ (row >> 2 & 1); }
+// of eight such rows, and of eight that lie `apart` words behind them, both halves of each as mma takes its second operand
+__device__ __forceinline__ void load_swapped(uint32 (&b)[4], const uint32* rows, int apart) {
+    int l = lane();
+    load_a_at(b, rows + (l >> 4) * apart + (l & 7) * 8 + swapped(l & 7, l >> 3 & 1) * 4);
+}
 
 // Bytes that come into shared memory meanwhile: one more arrival at a barrier, whose phase does not end before they are there.
 __device__ __forceinline__ void copy(void* to, const void* from, int bytes, uint64* b) {
@@ -291,3 +281,6 @@ __device__ __forceinline__ void split(float x, float y, uint32& high, uint32& lo
 // a cubic of t, and its slope
 __device__ __forceinline__ float cubic(float4 c, float t) { return c.x + t * (c.y + t * (c.z + t * c.w)); }
 __device__ __forceinline__ float cubic_slope(float4 c, float t) { return c.y + t * (2.f * c.z + 3.f * t * c.w); }
+
+__device__ __forceinline__ float logistic(float z) { return reciprocal(1.f + exponential(-z)); }
+__device__ __forceinline__ float silu_slope(float z, float sigmoid) { return sigmoid * (1.f + z * (1.f - sigmoid)); }

@@ -234,8 +234,6 @@ struct Molecule {
         receive_shares(F, [&](int atom, float sum) { return h < F && half == 0 ? sum * slope(layer, which, atom) : 0.f; });
         sync_first<THREADS>();
     }
-    static __device__ __forceinline__ float logistic(float z) { return reciprocal(1.f + exponential(-z)); }
-    static __device__ __forceinline__ float silu_slope(float z, float sigmoid) { return sigmoid * (1.f + z * (1.f - sigmoid)); }
 
     // --- vectors of all channels of a group's atoms ---
 

@@ -442,8 +442,6 @@ struct Molecule {
             sums[component] = spread<1>(x, lane());
         }
     }
-    static __device__ __forceinline__ float logistic(float z) { return reciprocal(1.f + exponential(-z)); }
-    static __device__ __forceinline__ float silu_slope(float z, float sigmoid) { return sigmoid * (1.f + z * (1.f - sigmoid)); }
     // a hidden channel, whose slope is kept
     __device__ __forceinline__ float silu(int layer, int which, float z) const {
         float sigmoid = logistic(z);
@@ -620,7 +618,7 @@ struct Molecule {
         }
         sync();
     }
-    // A layer's filters(), if there is a layer before it; and gradients of pairs grow, by tiles: a lane has those of two pairs
+    // A layer's filters, if there is a layer before it; and gradients of pairs grow, by tiles: a lane has those of two pairs
     // through four channels, then one of their four numbers
     __device__ __forceinline__ void add_gradients(int layer) {
         again(), stay(layer);
@@ -666,7 +664,7 @@ struct Molecule {
 
     // --- the beginning and the end ---
 
-    // C of all filters (of the last eight functions, half of each word as it comes), constants(), pairs, what elements give
+    // C of all filters (of the last eight functions, half of each word as it comes), constants, pairs, what elements give
     __device__ __forceinline__ float begin(const uint4* of_weights, const float* of_blocks, const int* numbers, const float* of_elements, const float* positions, const unsigned char* mask) const {
         constexpr int WORDS = (3 * LAYERS - 1) * STEPS * 64, SOME = (WORDS + THREADS - 1) / THREADS, EACH_THREAD = (CONSTANTS + THREADS - 1) / THREADS;
         constexpr int EACH_PAIR = (N * N + THREADS - 1) / THREADS;
@@ -775,8 +773,7 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
     float s = m.begin(of_weights, of_blocks, numbers, of_elements, positions, mask), v[3] = {};
     m.evaluate(table);
     sync();
-        ONE_BY_ONE for (int i = 0; i < LAYERS; i++) {
-        const bool last = i == LAYERS - 1;
+    ONE_BY_ONE for (int i = 0; i < LAYERS; i++) {
         stay(i);
         m.message(i);
         if (m.mine()) {
@@ -808,7 +805,7 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
             s += gates[0] + gates[1] * m.inner(i, UV, VV);
             EACH(k, 3) v[k] += gates[2] * m.kept(i, UV + k);
         }
-        if (last) break;
+        if (i == LAYERS - 1) break;
         float scalar[1] = {s};
         m.scatter<OF_C, 1, 1, 1>(scalar);
         m.collect(z);
