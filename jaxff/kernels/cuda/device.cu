@@ -114,6 +114,12 @@ __device__ __forceinline__ uint4 seen(const uint4* from) {
                  : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w) : "l"(from) : "memory");
     return w;
 }
+// the bits in which x and y differ, and those before: one instruction, which compilers don't take apart
+__device__ __forceinline__ uint32 or_differ(uint32 before, uint32 x, uint32 y) {
+    uint32 r;
+    asm("lop3.b32 %0, %1, %2, %3, 0xbe;" : "=r"(r) : "r"(x), "r"(y), "r"(before));
+    return r;
+}
 __device__ __forceinline__ void other_blocks() {}
 // what other launches of this kernel left, not what a cache has
 __device__ __forceinline__ uint32 latest(const uint32* x) { return *(const volatile uint32*)x; }
@@ -234,16 +240,17 @@ __device__ __forceinline__ void copy(void* to, const void* from, int bytes, uint
     bulk_copy((float*)to, (const float*)from, bytes, b);
 }
 
-// words of other blocks, when they have this tag; word k lies at place(k). All lanes of a warp look until all have theirs
+// words of other blocks, when they have this tag; word k lies at place(k). All lanes of a warp look until all have theirs.
+// The last word counts first: so all are asked for before one is waited for.
 template <int COUNT, class Place>
 __device__ __forceinline__ void receive(Word (&words)[COUNT], uint32 tag, Place place) {
     for (bool there = false; !there;) {
-        there = true;
+        uint32 other = 0;
 #pragma unroll
         for (int k = 0; k < COUNT; k++) words[k] = look_at(place(k));
 #pragma unroll
-        for (int k = 0; k < COUNT; k++) there &= words[k].tag == tag;
-        there = lanes_where(there) == 0xffffffffu;
+        for (int k = COUNT; k--;) other = or_differ(other, words[k].tag, tag);
+        there = lanes_where(other == 0) == 0xffffffffu;
         if (!there) other_blocks();
     }
 }
@@ -261,7 +268,10 @@ __device__ __forceinline__ void receive(float4 (&numbers)[COUNT], uint32 tag, Pl
 #pragma unroll
         for (int k = 0; k < COUNT; k++) words[k] = seen(place(k));
 #pragma unroll
-        for (int k = 0; k < COUNT; k++) other |= words[k].x ^ tag | words[k].y ^ tag >> 1 | words[k].z ^ tag >> 2 | words[k].w ^ tag >> 3;
+        for (int k = COUNT; k--;) {
+            other = or_differ(or_differ(other, words[k].x, tag), words[k].y, tag >> 1);
+            other = or_differ(or_differ(other, words[k].z, tag >> 2), words[k].w, tag >> 3);
+        }
         there = lanes_where(!(other & 1)) == 0xffffffffu;
         if (!there) other_blocks();
     }

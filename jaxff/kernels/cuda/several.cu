@@ -320,7 +320,11 @@ struct Molecule {
     // --- what blocks send each other ---
 
     // where words are, and how they are told from those before: of the same place, the last but one
-    __device__ __forceinline__ uint4* place(int of, int kind) const { return exchange + (g * P + of) * OF_BLOCK + place_of_kind(kind) + (sent[kind] & 1) * words_of(kind); }
+    template <int KIND>
+    __device__ __forceinline__ uint4* place(int of) const {
+        constexpr int first = place_of_kind(KIND), words = words_of(KIND);
+        return exchange + (uint32)((g * P + of) * OF_BLOCK + first + (sent[KIND] & 1) * words);
+    }
     __device__ __forceinline__ uint32 tag(int kind) const { return 8 | sent[kind] >> 1 & 7; }
     __device__ __forceinline__ float& power(int atom, int kind = 0) const { return inverse()[kind * N + atom]; }
     // The power of 2 that brings the largest number of a warp's two atoms to between 2^14 and 2^15; its inverse is kept
@@ -351,7 +355,7 @@ struct Molecule {
         EACH(k, 4) four[k] = k < R ? x[k < R ? k : 0] : 0.f;
         transpose(four);
         int row = o() % 4;
-        if (mine() && row < R) put(place(c, kind) + (row * N + a()) * 4 + o() / 4, four[0], four[1], four[2], four[3], tag(kind));
+        if (mine() && row < R) put(place<kind>(c) + (row * N + a()) * 4 + o() / 4, four[0], four[1], four[2], four[3], tag(kind));
     }
     // four numbers of a row, as two halves of each, where a product takes them
     template <class Of>
@@ -371,7 +375,7 @@ struct Molecule {
             int atom = min(a(), N - 1);
             receive(w, tag(kind), [&](int k) {
                 int quad = min(o() + k / R * C, QUADS - 1);
-                return place(quad / 4, kind) + (k % R * N + atom) * 4 + quad % 4;
+                return place<kind>(quad / 4) + (k % R * N + atom) * 4 + quad % 4;
             });
             float largest = 0.f;
             EACH(k, EACH_THREAD * R) largest = max(largest, max(max(fabsf(w[k].x), fabsf(w[k].y)), max(fabsf(w[k].z), fabsf(w[k].w))));
@@ -421,7 +425,7 @@ struct Molecule {
         Of::template run<FIRST>(warp(), lane(), matrices, rows, [&](int to, int row, int t, const float (&share)[4]) {
             if (row >= COMPONENTS * N) return;
             float by = factor * power(COMPONENTS > 1 ? row % N : row, 1 + WHICH);
-            put(place(c, kind) + ((to * COMPONENTS * N) + row) * 4 + t, by * share[0], by * share[1], by * share[2], by * share[3], tag(kind));
+            put(place<kind>(c) + ((to * COMPONENTS * N) + row) * 4 + t, by * share[0], by * share[1], by * share[2], by * share[3], tag(kind));
         });
     }
     // the sums of all blocks' shares
@@ -432,7 +436,7 @@ struct Molecule {
         if (!busy()) return;
         float4 w[EACH_THREAD * COMPONENTS];
         int atom = min(a(), N - 1);
-        receive(w, tag(kind), [&](int k) { return place(min(o() % 4 + 4 * (k / COMPONENTS), P - 1), kind) + ((c * COMPONENTS + k % COMPONENTS) * N + atom) * 4 + o() / 4; });
+        receive(w, tag(kind), [&](int k) { return place<kind>(min(o() % 4 + 4 * (k / COMPONENTS), P - 1)) + ((c * COMPONENTS + k % COMPONENTS) * N + atom) * 4 + o() / 4; });
         EACH(component, COMPONENTS) {
             float x[4] = {};
             EACH(k, EACH_THREAD) if (o() % 4 + 4 * k < P) {
