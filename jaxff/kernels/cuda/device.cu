@@ -121,6 +121,12 @@ __device__ __forceinline__ uint32 or_differ(uint32 before, uint32 x, uint32 y) {
     return r;
 }
 __device__ __forceinline__ void other_blocks() {}
+// Waits for some cycles: until what others were about to send may be there, as a look that finds nothing takes longer
+template <uint32 CYCLES>
+__device__ __forceinline__ void pause_for() {
+    uint32 start = clock();
+    while ((uint32)clock() - start < CYCLES) {}
+}
 // what other launches of this kernel left, not what a cache has
 __device__ __forceinline__ uint32 latest(const uint32* x) { return *(const volatile uint32*)x; }
 // asked for now, wherever it is needed; nothing writes it meanwhile

@@ -57,8 +57,8 @@ enum { SCALAR, VECTOR, SCALAR_BAR = VECTOR + 3, VECTOR_BAR, NOW = VECTOR_BAR + 3
 #define OF_SOURCES (2 * F)
 #define OF_VECTORS (OF_SOURCES + 2 * SENT_WORDS)
 #define OF_GRADIENTS (OF_VECTORS + 2 * SENT_WORDS)  // of all atoms
-#define OF_BLOCK (OF_GRADIENTS + BLOCKS / P * A)
-__device__ uint4 exchange[BLOCKS * OF_BLOCK];
+#define OF_BLOCK ((OF_GRADIENTS + BLOCKS / P * A + 7) / 8 * 8)  // full lines of 128 bytes
+__device__ alignas(128) uint4 exchange[BLOCKS * OF_BLOCK];
 #define IDLE_LOOKS 1000  // some 0.5 ms
 __device__ uint32 launches, finished;  // of all that are known to have begun, and to be ended
 

@@ -13,7 +13,7 @@
 // for as soon as all have read those before.
 // Filters of the distance are W_c(r) = sum_k B_k(r) C_kc with few functions B, the same in all layers (larger.py). A block
 // makes those of its channels once for both ends of each pair; pair e = j (j - 1) / 2 + i has the atoms i < j. Then two warps
-// sum those of three atoms: lane 8 part + k has channels 2 k and 2 k + 1 of every fourth sender of a half.
+// sum those of three atoms: lane 8 part + k has channels 2 k and 2 k + 1 of every eighth sender.
 // Defined from outside: N, LAYERS, F, H (the readout's hidden channels), FUNCTIONS (of the distance; a multiple of 4), BLOCKS
 // (of as many molecules as find room), BACK (whether gradients are wanted).
 #define C 16
@@ -30,7 +30,7 @@
 #define STEPS ((FUNCTIONS + 15) / 16)     // of C as it comes; as it is kept, OF_TILE words a filter
 #define QUADS (F / 4)
 #define TRIPLES ((N + 2) / 3)
-#define SENDERS ((N + 1) / 2)        // of the first half
+#define ROUNDS ((N + 7) / 8)  // of eight senders, of which each half has four
 static_assert(2 * TRIPLES <= WARPS, "two warps a triple");
 #define SCALARS ((N + 15) / 16)      // tiles of 16 rows: of a number an atom,
 #define VECTORS ((3 * N + 15) / 16)  // of three
@@ -59,17 +59,19 @@ enum { Y, S_BAR = 3, V_BAR, SENT = V_BAR + 3 };
 #define OF_FACTORS (OF_SCALES + LAYERS + 2)  // likewise of matrices
 #define CONSTANTS (OF_FACTORS + 10 * LAYERS)
 
-// kinds of exchanges, each with places of its own: of all blocks' rows, one or three an atom, or of shares of as many
+// kinds of exchanges, each with places of its own: of all blocks' rows, one or three an atom, or of shares of as many. Words of two
+// atoms fill a line of 128 bytes
 enum { ROW, ROWS_OF_VECTORS, SHARES, SHARES_OF_VECTORS, KINDS };
-__device__ constexpr int words_of(int kind) { return kind == ROW ? N * C / 4 : kind == ROWS_OF_VECTORS ? 3 * N * C / 4 : kind == SHARES ? N * F / 4 : 3 * N * F / 4; }
+#define EVEN ((N + 1) / 2 * 2)
+__device__ constexpr int words_of(int kind) { return (kind % 2 ? 3 : 1) * EVEN * (kind < SHARES ? C : F) / 4; }
 __device__ constexpr int place_of_kind(int kind) { return kind == 0 ? 0 : place_of_kind(kind - 1) + 2 * words_of(kind - 1); }
 // of a launch
 __device__ constexpr int exchanges_of(int kind) {
     return kind == ROW ? 2 * LAYERS + BACK * LAYERS : kind == ROWS_OF_VECTORS ? LAYERS : kind == SHARES ? 2 * LAYERS - 1 + BACK * (3 * LAYERS - 2) : BACK * LAYERS;
 }
 #define OF_GRADIENTS place_of_kind(KINDS)
-#define OF_BLOCK (OF_GRADIENTS + N)
-__device__ uint4 exchange[BLOCKS * OF_BLOCK];
+#define OF_BLOCK ((OF_GRADIENTS + N + 7) / 8 * 8)
+__device__ alignas(128) uint4 exchange[BLOCKS * OF_BLOCK];
 #define IDLE_LOOKS 1000  // some 0.5 ms
 __device__ uint32 launches[BLOCKS / P], finished[BLOCKS / P];  // of a molecule: known to have begun, and to be ended
 
@@ -84,39 +86,42 @@ struct Gathered {
     static constexpr bool IS_LOW = LOW;
     static constexpr int ROW = row_width(KS), PART = 16 * MT * ROW;
     static constexpr int MADE = KPARTS * MT * 16 * WIDTH, CHUNKS = (NT * KS * 32 + CHUNK - 1) / CHUNK;
-    static_assert(MPARTS * NPARTS * KPARTS <= WARPS && NT % NPARTS == 0 && OF_CHUNK % KS == 0, "a warp each");
-    template <int FIRST, class Matrices>
-    static __device__ __forceinline__ void run(int warp, int lane, Matrices& matrices, const uint32* rows, float* made) {
+    static constexpr int EACH_CHUNK = (EACH_N * KS + OF_CHUNK - 1) / OF_CHUNK;  // that a warp's columns are in
+    static_assert(MPARTS * NPARTS * KPARTS <= WARPS && NT % NPARTS == 0 && OF_CHUNK % KS == 0 && (EACH_CHUNK * OF_CHUNK) % (EACH_N * KS) == 0, "a warp each");
+    uint4 w[EACH_N][EACH_K];
+    // this warp's part of the matrix; all have theirs when they have met
+    template <class Matrices>
+    __device__ __forceinline__ void take(int warp, int lane, const Matrices& matrices) {
+        int first = warp % NPARTS * EACH_N * KS, k_part = warp / (NPARTS * MPARTS);
+        if (k_part >= KPARTS) return;
+        EACH(chunk, EACH_CHUNK) matrices.await(first / OF_CHUNK + chunk);
+        EACH(n, EACH_N) {
+            const uint4* column = matrices.step((first + n * KS) / OF_CHUNK, (first + n * KS) % OF_CHUNK + k_part * EACH_K) + lane;
+            EACH(k, EACH_K) if (KS % KPARTS == 0 || k_part * EACH_K + k < KS) w[n][k] = column[32 * k];
+        }
+    }
+    __device__ __forceinline__ void run(int warp, int lane, const uint32* rows, float* made) const {
         int first = warp % NPARTS * EACH_N, m_part = warp / NPARTS % MPARTS, k_part = warp / (NPARTS * MPARTS);
-        if (k_part < KPARTS) {
-            float sums[3][EACH_M][EACH_N][4] = {};  // of each of three products, so that none waits for another
-            matrices.template await<FIRST, CHUNKS>();
-            const uint4* columns[EACH_N];
-            const uint32* own = rows + (m_part * 16 + lane % 16) * ROW + lane / 16 * 4 + 8 * EACH_K * k_part;
-            EACH(n, EACH_N) columns[n] = matrices.step(FIRST + (first + n) * KS / OF_CHUNK, (first + n) * KS % OF_CHUNK + k_part * EACH_K) + lane;
-            EACH(k, EACH_K) if (KS % KPARTS == 0 || k_part * EACH_K + k < KS) {
-                uint4 w[EACH_N];
-                EACH(n, EACH_N) w[n] = columns[n][32 * k];
-                EACH(m, EACH_M) {
-                    int tile = m_part + MPARTS * m;
-                    if (MT % MPARTS && tile >= MT) continue;
-                    uint32 high[4], low[4];
-                    load_a_at(high, own + m * MPARTS * 16 * ROW + 8 * k), load_a_at(low, own + PART + m * MPARTS * 16 * ROW + 8 * k);
-                    EACH(n, EACH_N) mma(sums[0][m][n], high, w[n].x, w[n].y);
-                    EACH(n, EACH_N) mma(sums[1][m][n], low, w[n].x, w[n].y);
-                    EACH(n, EACH_N) mma(sums[2][m][n], high, w[n].z, w[n].w);
-                }
-            }
-            EACH(m, EACH_M) {
-                int tile = m_part + MPARTS * m;
-                if (MT % MPARTS && tile >= MT) continue;
-                EACH(r, 2) EACH(n, EACH_N) {
-                    float2* to = (float2*)(made + ((k_part * MT + tile) * 16 + lane / 4 + 8 * r) * WIDTH + 8 * (first + n)) + lane % 4;
-                    *to = make_float2(sum_of_three(sums, m, n, 2 * r), sum_of_three(sums, m, n, 2 * r + 1));
-                }
+        if (k_part >= KPARTS) return;
+        float sums[3][EACH_M][EACH_N][4] = {};  // of each of three products, so that none waits for another
+        const uint32* own = rows + (m_part * 16 + lane % 16) * ROW + lane / 16 * 4 + 8 * EACH_K * k_part;
+        EACH(k, EACH_K) if (KS % KPARTS == 0 || k_part * EACH_K + k < KS) EACH(m, EACH_M) {
+            int tile = m_part + MPARTS * m;
+            if (MT % MPARTS && tile >= MT) continue;
+            uint32 high[4], low[4];
+            load_a_at(high, own + m * MPARTS * 16 * ROW + 8 * k), load_a_at(low, own + PART + m * MPARTS * 16 * ROW + 8 * k);
+            EACH(n, EACH_N) mma(sums[0][m][n], high, w[n][k].x, w[n][k].y);
+            EACH(n, EACH_N) mma(sums[1][m][n], low, w[n][k].x, w[n][k].y);
+            EACH(n, EACH_N) mma(sums[2][m][n], high, w[n][k].z, w[n][k].w);
+        }
+        EACH(m, EACH_M) {
+            int tile = m_part + MPARTS * m;
+            if (MT % MPARTS && tile >= MT) continue;
+            EACH(r, 2) EACH(n, EACH_N) {
+                float2* to = (float2*)(made + ((k_part * MT + tile) * 16 + lane / 4 + 8 * r) * WIDTH + 8 * (first + n)) + lane % 4;
+                *to = make_float2(sum_of_three(sums, m, n, 2 * r), sum_of_three(sums, m, n, 2 * r + 1));
             }
         }
-        matrices.end(CHUNKS, warp);
     }
     static __device__ __forceinline__ float sum_of_three(const float (&x)[3][EACH_M][EACH_N][4], int m, int n, int i) { return x[0][m][n][i] + (x[1][m][n][i] + x[2][m][n][i]); }
     static __device__ __forceinline__ float sum(const float* made, int row, int column) {
@@ -131,24 +136,30 @@ using OfReadout = Gathered<SCALARS, H / 8, P, 2, (H < 32 ? 2 : 4), (H > 64 ? 1 :
 using FromReadout = Gathered<SCALARS, 2, H / 16, 2, 2, (H < 32 ? 1 : 2)>;
 using FromHidden = Gathered<SCALARS, 4, P, 2, 2, (P < 4 ? 2 : 4), true>;
 
-// What this block has, MT tiles of 16 rows and KS times 16 columns, times C columns of a matrix for each block: a warp has one
-// block's, of one or more tiles.
+// What this block has, MT tiles of 16 rows and up to KS times 16 columns, times C columns of a matrix for each block: a warp has
+// one block's, of one or more tiles.
 template <int MT, int KS>
 struct Scattered {
     static constexpr int WIDTH = row_width(KS), PART = 16 * MT * WIDTH;  // of a row, and of either half of all: words
-    static constexpr int CHUNKS = (P * KS * 64 + CHUNK - 1) / CHUNK;
+    static __device__ constexpr int chunks(int ks) { return (P * ks * 64 + CHUNK - 1) / CHUNK; }
+    uint4 w[KS][2];
+    const int ks;
+    __device__ __forceinline__ Scattered(int ks) : ks(ks) {}
+    template <class Matrices>
+    __device__ __forceinline__ void take(int warp, int lane, const Matrices& matrices) {
+        EACH(k, KS) if (k == 0 || k < ks) {
+            if (k * P * 2 % OF_CHUNK == 0) matrices.await(k * P * 2 / OF_CHUNK);
+            EACH(n, 2) w[k][n] = matrices.step(k * P * 2 / OF_CHUNK, k * P * 2 % OF_CHUNK + warp % P * 2 + n)[lane];
+        }
+    }
     // store(block, row, t, four channels): its 4 t and those after it
-    template <int FIRST, class Matrices, class Store>
-    static __device__ __forceinline__ void run(int warp, int lane, Matrices& matrices, const uint32* rows, const Store& store) {
-        int to = warp % P;
-        uint4 w[KS][2];
-        matrices.template await<FIRST, CHUNKS>();
-        EACH(k, KS) EACH(n, 2) w[k][n] = matrices.step(FIRST + k * P * 2 / OF_CHUNK, k * P * 2 % OF_CHUNK + to * 2 + n)[lane];
+    template <class Store>
+    __device__ __forceinline__ void run(int warp, int lane, const uint32* rows, const Store& store) const {
         EACH(m, (P * MT + WARPS - 1) / WARPS) {
             int tile = warp / P + WARPS / P * m;
             if (tile >= MT) continue;
             float sums[3][2][4] = {};
-            EACH(k, KS) {
+            EACH(k, KS) if (k == 0 || k < ks) {
                 uint32 high[4], low[4];
                 const uint32* at = rows + (tile * 16 + lane % 16) * WIDTH + lane / 16 * 4 + 8 * k;
                 load_a_at(high, at), load_a_at(low, at + PART);
@@ -159,21 +170,14 @@ struct Scattered {
             EACH(r, 2) {
                 float x[4];
                 EACH(i, 4) x[i] = sums[0][i / 2][2 * r + i % 2] + (sums[1][i / 2][2 * r + i % 2] + sums[2][i / 2][2 * r + i % 2]);
-                store(to, 16 * tile + lane / 4 + 8 * r, lane % 4, x);
+                store(warp % P, 16 * tile + lane / 4 + 8 * r, lane % 4, x);
             }
         }
-        matrices.end(CHUNKS, warp);
     }
 };
 template <int KS>
 using OfScalars = Scattered<SCALARS, KS>;
 using FromVectors = Scattered<VECTORS, 2>;
-
-// Places of matrices in a layer's round of chunks, of which the ring has as many turns as there are: on the way there,
-// of the last layer there, and on the way back.
-enum { OF_U_V = 0, OF_A = OfVectors::CHUNKS, OF_B = OF_A + OfScalars<2>::CHUNKS, OF_C = OF_B + OfHidden::CHUNKS, OF_D = OF_C + OfScalars<1>::CHUNKS, THERE = OF_D + OfHidden::CHUNKS };
-enum { OF_READING = OF_C, OF_READING_BACK = OF_READING + OfReadout::CHUNKS, LAST = OF_READING_BACK + FromReadout::CHUNKS };
-enum { FROM_B = 0, FROM_A = OfScalars<3>::CHUNKS, FROM_U_V = FROM_A + FromHidden::CHUNKS, FROM_D = FROM_U_V + FromVectors::CHUNKS, FROM_C = FROM_D + OfScalars<3>::CHUNKS, BACKWARD = FROM_C + OfScalars<1>::CHUNKS };
 
 __device__ constexpr int most(int a) { return a; }
 template <class... More>
@@ -199,7 +203,7 @@ enum {
     AT_SOURCES = AT_OWN + (LAYERS * ROWS - LATER) * N * C / 4,
     AT_RING = AT_SOURCES + (BACK ? SENT : 3) * N * C / 4,
     AT_BARRIERS = AT_RING + RING * CHUNK,
-    AT_INVERSE = AT_BARRIERS + (RING + 2) / 2  // of each atom's power of 2, of three kinds; then constants, and pairs' atoms
+    AT_INVERSE = AT_BARRIERS + (RING + 1) / 2  // of each atom's power of 2, of three kinds; then constants, and pairs' atoms
 };
 template <class Type>
 __device__ __forceinline__ Type* shared_at(int place) {
@@ -207,39 +211,27 @@ __device__ __forceinline__ Type* shared_at(int place) {
     return (Type*)(memory + place);
 }
 
-// Chunks of matrices, in the order in which they are used.
+// Chunks of matrices, in the order in which they are used: each into the place of the last but RING, which all have read.
 struct Matrices {
     const uint4* from;
-    int all, asked = 0, taken = 0, stage = 0, turns = 0;
+    uint32 all, taken = 0;  // chunks, and those of products until now
+    int stage = 0;          // products until now
 
     static __device__ __forceinline__ uint4* ring() { return shared_at<uint4>(AT_RING); }
-    static __device__ __forceinline__ uint64* arrived() { return shared_at<uint64>(AT_BARRIERS); }  // of the chunks in the ring
-    static __device__ __forceinline__ uint64* done() { return arrived() + RING; }                   // all warps have read a matrix
-    // by one thread
-    __device__ __forceinline__ void ask() {
-        ONE_BY_ONE for (; asked < min(taken + RING, all); asked++)
-            copy(ring() + asked % RING * CHUNK, from + asked * CHUNK, CHUNK * (int)sizeof(uint4), arrived() + asked % RING);
+    static __device__ __forceinline__ uint64* arrived() { return shared_at<uint64>(AT_BARRIERS); }  // of the places in the ring
+    // by one warp
+    __device__ __forceinline__ void ask(uint32 first, uint32 count) const {
+        if (elected()) ONE_BY_ONE for (uint32 chunk = first; chunk < min(first + count, all); chunk++)
+            copy(ring() + chunk % RING * CHUNK, from + chunk * CHUNK, CHUNK * (int)sizeof(uint4), arrived() + chunk % RING);
     }
-    // chunks of this round
-    template <int FIRST, int COUNT>
-    __device__ __forceinline__ void await() const {
-        EACH(k, COUNT) barrier_wait(arrived() + (FIRST + k) % RING, turns + (FIRST + k) / RING & 1);
-    }
+    // chunks of the next product
+    __device__ __forceinline__ void await(uint32 chunk) const { barrier_wait(arrived() + (taken + chunk) % RING, (taken + chunk) / RING & 1); }
     // 32 words of 16 bytes for a warp
-    static __device__ __forceinline__ const uint4* step(int chunk, int step) { return ring() + chunk % RING * CHUNK + step * 32; }
+    __device__ __forceinline__ const uint4* step(uint32 chunk, int step) const { return ring() + (taken + chunk) % RING * CHUNK + step * 32; }
+    // all have read the product's
     __device__ __forceinline__ void end(int chunks, int warp) {
-        barrier_arrive(done());
-        taken += chunks;
-        if (warp == WARPS - 1) {
-            barrier_wait(done(), stage & 1);
-            if (lane() == 0) ask();
-        }
-        stage++;
-    }
-    // a round of so many chunks, and those that fill the ring's last turn
-    __device__ __forceinline__ void end_round(int chunks) {
-        int more = (RING - chunks % RING) % RING;
-        turns += (chunks + more) / RING, taken += more;
+        if (warp == WARPS - 1) ask(taken + RING, chunks);
+        taken += chunks, stage++;
     }
 };
 
@@ -308,6 +300,8 @@ struct Molecule {
     static __device__ __forceinline__ float* inverse() { return shared_at<float>(AT_INVERSE); }
     static __device__ __forceinline__ float* constants() { return inverse() + 3 * N; }
     static __device__ __forceinline__ unsigned char* ends() { return (unsigned char*)(constants() + CONSTANTS); }
+    // [receiver, sender]: 16 times their pair, and the highest bit if it has the direction of another sign
+    static __device__ __forceinline__ unsigned short* ways() { return (unsigned short*)(ends() + 2 * ALL); }
     __device__ __forceinline__ float* row_of(int layer, int row) const { return own() + (layer * ROWS + row - LATER) * N * C; }
     __device__ __forceinline__ float& kept(int layer, int row) const { return row_of(layer, row)[spot()]; }
     __device__ __forceinline__ float* source_row(int row) const { return sources() + row * N * C; }
@@ -321,9 +315,9 @@ struct Molecule {
 
     // where words are, and how they are told from those before: of the same place, the last but one
     template <int KIND>
-    __device__ __forceinline__ uint4* place(int of) const {
+    __device__ __forceinline__ uint4* place(int of, int word) const {
         constexpr int first = place_of_kind(KIND), words = words_of(KIND);
-        return exchange + (uint32)((g * P + of) * OF_BLOCK + first + (sent[KIND] & 1) * words);
+        return exchange + (uint32)((g * P + of) * OF_BLOCK + first + (sent[KIND] & 1) * words + word);
     }
     __device__ __forceinline__ uint32 tag(int kind) const { return 8 | sent[kind] >> 1 & 7; }
     __device__ __forceinline__ float& power(int atom, int kind = 0) const { return inverse()[kind * N + atom]; }
@@ -352,10 +346,13 @@ struct Molecule {
         constexpr int kind = R == 1 ? ROW : ROWS_OF_VECTORS;
         sent[kind]++;
         float four[4];
-        EACH(k, 4) four[k] = k < R ? x[k < R ? k : 0] : 0.f;
-        transpose(four);
+        if (R == 1) EACH(k, 4) four[k] = k ? from_lane(x[0], k) : x[0];  // as the first of four lanes wants it
+        else {
+            EACH(k, 4) four[k] = k < R ? x[k < R ? k : 0] : 0.f;
+            transpose(four);
+        }
         int row = o() % 4;
-        if (mine() && row < R) put(place<kind>(c) + (row * N + a()) * 4 + o() / 4, four[0], four[1], four[2], four[3], tag(kind));
+        if (mine() && row < R) put(place<kind>(c, (row * EVEN + a()) * 4 + o() / 4), four[0], four[1], four[2], four[3], tag(kind));
     }
     // four numbers of a row, as two halves of each, where a product takes them
     template <class Of>
@@ -365,7 +362,7 @@ struct Molecule {
         uint2* to = (uint2*)(gathered() + row * Of::ROW) + quad;
         to[0] = high, to[Of::PART / 2] = low;
     }
-    // what all blocks sent: a row an atom, or one for each of three components
+    // what all blocks sent, a row an atom, or one for each of three components, times a matrix
     template <class Of, int R = 1>
     __device__ __forceinline__ void gather() {
         again();
@@ -373,9 +370,10 @@ struct Molecule {
         if (busy()) {
             float4 w[EACH_THREAD * R];
             int atom = min(a(), N - 1);
+            pause_for<R == 1 ? 200 : 300>();
             receive(w, tag(kind), [&](int k) {
                 int quad = min(o() + k / R * C, QUADS - 1);
-                return place<kind>(quad / 4) + (k % R * N + atom) * 4 + quad % 4;
+                return place<kind>(quad / 4, (k % R * EVEN + atom) * 4 + quad % 4);
             });
             float largest = 0.f;
             EACH(k, EACH_THREAD * R) largest = max(largest, max(max(fabsf(w[k].x), fabsf(w[k].y)), max(fabsf(w[k].z), fabsf(w[k].w))));
@@ -386,13 +384,15 @@ struct Molecule {
                 operand<Of>(k % R * N + a(), quad, x);
             }
         }
-        sync();
-    }
-    template <class Of, int FIRST>
-    __device__ __forceinline__ void multiply() {
         again();
-        Of::template run<FIRST>(warp(), lane(), matrices, gathered(), made(Of::IS_LOW));
+        Of of;
+        if (R == 1) of.take(warp(), lane(), matrices);  // of vectors there is no room for it in registers
         sync();
+        if (R > 1) of.take(warp(), lane(), matrices);
+        else matrices.end(Of::CHUNKS, warp());
+        of.run(warp(), lane(), gathered(), made(Of::IS_LOW));
+        sync();
+        if (R > 1) matrices.end(Of::CHUNKS, warp());
     }
     // a sum of the product, of the part-th of this block's columns
     template <class Of>
@@ -401,18 +401,18 @@ struct Molecule {
     }
     template <class Of>
     __device__ __forceinline__ float result(int part) const { return result<Of>(part, a()); }
-    // KS rows of this thread's atom and channel, or, of COMPONENTS, as many by turns, times a matrix: shares for all blocks
-    // through the WHICH-th of two places
-    template <int FIRST, int WHICH, int COMPONENTS, int KS, class Of = Scattered<COMPONENTS == 1 ? SCALARS : VECTORS, KS>>
-    __device__ __forceinline__ void scatter(const float (&x)[KS * COMPONENTS]) {
+    // Up to KS rows of this thread's atom and channel, or, of COMPONENTS, as many by turns, times a matrix: shares for all blocks
+    // through one of two places
+    template <int COMPONENTS, int KS, class Of = Scattered<COMPONENTS == 1 ? SCALARS : VECTORS, KS>>
+    __device__ __forceinline__ void scatter(const float (&x)[KS * COMPONENTS], int which, int ks = KS) {
         again();
         constexpr int kind = COMPONENTS == 1 ? SHARES : SHARES_OF_VECTORS;
         sent[kind]++;
-        uint32* rows = scattered(WHICH);
+        uint32* rows = scattered(which);
         if (busy()) {
             float largest = 0.f;
             EACH(k, KS * COMPONENTS) largest = max(largest, fabsf(x[k]));
-            float factor = scale(largest, 1 + WHICH);
+            float factor = scale(largest, 1 + which);
             EACH(k, KS) EACH(component, COMPONENTS) if (mine()) {
                 uint32 high, low;
                 split(factor * x[k * COMPONENTS + component], 0.f, high, low);
@@ -420,12 +420,17 @@ struct Molecule {
                 to[0] = (unsigned short)high, to[2 * Of::PART] = (unsigned short)low;
             }
         }
+        again();
+        Of of(ks);
+        of.take(warp(), lane(), matrices);
         sync();
         float factor = constants()[OF_FACTORS + matrices.stage];
-        Of::template run<FIRST>(warp(), lane(), matrices, rows, [&](int to, int row, int t, const float (&share)[4]) {
+        matrices.end(Of::chunks(ks), warp());
+        of.run(warp(), lane(), rows, [&](int to, int row, int t, const float (&share)[4]) {
             if (row >= COMPONENTS * N) return;
-            float by = factor * power(COMPONENTS > 1 ? row % N : row, 1 + WHICH);
-            put(place<kind>(c) + ((to * COMPONENTS * N) + row) * 4 + t, by * share[0], by * share[1], by * share[2], by * share[3], tag(kind));
+            int component = COMPONENTS > 1 ? row / N : 0, atom = COMPONENTS > 1 ? row % N : row;
+            float by = factor * power(atom, 1 + which);
+            put(place<kind>(c, ((to * COMPONENTS + component) * EVEN + atom) * 4 + t), by * share[0], by * share[1], by * share[2], by * share[3], tag(kind));
         });
     }
     // the sums of all blocks' shares
@@ -436,7 +441,8 @@ struct Molecule {
         if (!busy()) return;
         float4 w[EACH_THREAD * COMPONENTS];
         int atom = min(a(), N - 1);
-        receive(w, tag(kind), [&](int k) { return place<kind>(min(o() % 4 + 4 * (k / COMPONENTS), P - 1)) + ((c * COMPONENTS + k % COMPONENTS) * N + atom) * 4 + o() / 4; });
+        pause_for<COMPONENTS == 1 ? 200 : 300>();
+        receive(w, tag(kind), [&](int k) { return place<kind>(min(o() % 4 + 4 * (k / COMPONENTS), P - 1), ((c * COMPONENTS + k % COMPONENTS) * EVEN + atom) * 4 + o() / 4); });
         EACH(component, COMPONENTS) {
             float x[4] = {};
             EACH(k, EACH_THREAD) if (o() % 4 + 4 * k < P) {
@@ -545,12 +551,22 @@ struct Molecule {
         int upper = max(i, j), lower = min(i, j);
         return i == j || upper >= N ? NONE : upper * (upper - 1) / 2 + lower;
     }
-    // from i to j
-    __device__ __forceinline__ void direction(int i, int j, int e, float (&u)[3]) const {
-        float4 q = directions()[e];
-        float sign = i < j ? 1.f : -1.f;
-        u[0] = sign * q.x, u[1] = sign * q.y, u[2] = sign * q.z;
-    }
+    // of a receiver and a sender: the direction, filters of two channels, and -0 if the direction has another sign, or 0
+    struct Way {
+        float u[3];
+        const float* filter;
+        int sign;
+        __device__ __forceinline__ Way(uint32 way, int channel) {
+            float4 q = *(const float4*)((const char*)directions() + (way & 0x7fff));
+            u[0] = q.x, u[1] = q.y, u[2] = q.z;
+            filter = filters() + (way & 0x7fff) + channel, sign = (int)(way << 16 & 0x80000000u);
+        }
+        __device__ __forceinline__ Two of(int kind) const { return two(filter + kind * ALL * C); }
+        __device__ __forceinline__ float turned(float x) const { return as_float(as_int(x) ^ sign); }
+    };
+    // of this lane's first sender, and the first of three atoms
+    __device__ __forceinline__ const unsigned short* first_way() const { return ways() + 3 * triple() * 8 * ROUNDS + 4 * half() + part(); }
+    __device__ __forceinline__ int sender(int round) const { return min(8 * round + 4 * half() + part(), N - 1); }
     // rows 0 to 3 of three atoms' sums, which all parts share
     __device__ __forceinline__ void hand_over(const float (&sums)[3][2][4]) const {
         EACH(k, 3) {
@@ -565,21 +581,18 @@ struct Molecule {
         make_filters(layer);
         if (half() < 2) {
             float sums[3][2][4] = {};  // [atom, channel, row]
-            ONE_BY_ONE for (int from = 0; from < SENDERS; from += 4) {
-                int j = half() * SENDERS + from + part(), at = min(j, N - 1) * C + channel();
-                bool is = from + part() < SENDERS;
+            ONE_BY_ONE for (int round = 0; round < ROUNDS; round++) {
+                int at = sender(round) * C + channel();
                 Two a_ = two(row_of(layer, XS) + at), b = two(row_of(layer, XU) + at), ys[3];
                 if (layer > 0) EACH(axis, 3) ys[axis] = two(source_row(Y + axis) + at);
                 EACH(k, 3) {
-                    int i = 3 * triple() + k, e = is ? pair_of(i, j) : NONE;
-                    float u[3];
-                    direction(i, j, e, u);
-                    Two wa = two(filter(0, e) + channel()), wb = two(filter(1, e) + channel()), wc;
-                    if (layer > 0) wc = two(filter(2, e) + channel());
+                    Way way(first_way()[8 * (k * ROUNDS + round)], channel());
+                    Two wa = way.of(0), wb = way.of(1), wc;
+                    if (layer > 0) wc = way.of(2);
                     EACH(x, 2) {
-                        float along = wb.x[x] * b.x[x];
+                        float along = way.turned(wb.x[x] * b.x[x]);
                         sums[k][x][0] += wa.x[x] * a_.x[x];
-                        EACH(axis, 3) sums[k][x][1 + axis] += u[axis] * along;
+                        EACH(axis, 3) sums[k][x][1 + axis] += way.u[axis] * along;
                         if (layer > 0) EACH(axis, 3) sums[k][x][1 + axis] += wc.x[x] * ys[axis].x[x];
                     }
                 }
@@ -594,20 +607,17 @@ struct Molecule {
         again(), stay(layer);
         if (half() < 2) {
             float sums[3][2][4] = {}, of_b[8] = {};
-            ONE_BY_ONE for (int from = 0; from < SENDERS; from += 4) {
-                int j = half() * SENDERS + from + part(), at = min(j, N - 1) * C + channel();
-                bool is = from + part() < SENDERS;
+            ONE_BY_ONE for (int round = 0; round < ROUNDS; round++) {
+                int at = sender(round) * C + channel();
                 Two p = two(source_row(S_BAR) + at), q[3];
                 EACH(axis, 3) q[axis] = two(source_row(V_BAR + axis) + at);
                 EACH(k, 3) {
-                    int i = 3 * triple() + k, e = is ? pair_of(i, j) : NONE;
-                    float u[3];
-                    direction(i, j, e, u);
-                    Two wa = two(filter(0, e) + channel()), wb = two(filter(1, e) + channel()), wc = two(filter(2, e) + channel());
+                    Way way(first_way()[8 * (k * ROUNDS + round)], channel());
+                    Two wa = way.of(0), wb = way.of(1), wc = way.of(2);
                     EACH(x, 2) {
                         sums[k][x][0] += wa.x[x] * p.x[x];
                         EACH(axis, 3) sums[k][x][1 + axis] += wc.x[x] * q[axis].x[x];
-                        of_b[2 * k + x] -= (u[0] * q[0].x[x] + u[1] * q[1].x[x] + u[2] * q[2].x[x]) * wb.x[x];
+                        of_b[2 * k + x] -= (way.u[0] * q[0].x[x] + way.u[1] * q[1].x[x] + way.u[2] * q[2].x[x]) * way.turned(wb.x[x]);
                     }
                 }
             }
@@ -702,6 +712,10 @@ struct Molecule {
         }
         for (int e = PAIRS + thread(); e < ALL; e += THREADS) directions()[e] = make_float4(0.f, 0.f, 0.f, -1.f), ends()[2 * e] = ends()[2 * e + 1] = 0;
         for (int e = thread(); e < BACK * ALL; e += THREADS) bars()[e] = make_float4(0.f, 0.f, 0.f, 0.f);
+        ONE_BY_ONE for (int k = thread(); k < 3 * TRIPLES * 8 * ROUNDS; k += THREADS) {
+            int i = k / (8 * ROUNDS), j = k % (8 * ROUNDS);
+            ways()[k] = (unsigned short)(16 * pair_of(i, j) | (i > j) << 15);
+        }
         if (mine()) kept(0, XS) = sent, kept(0, XU) = second;
         sync();
         return scalar;
@@ -710,7 +724,7 @@ struct Molecule {
     __device__ __forceinline__ void end(float* position_bars) const {
         const float cutoff = constants()[OF_SPACE + 1], intervals = constants()[OF_SPACE + 2], an_angstrom = intervals / cutoff * constants()[OF_SCALES + LAYERS + 1];
         const uint32 ended = 8 | launched & 7;
-        EACH(m, (N + WARPS - 1) / WARPS) {
+        ONE_BY_ONE for (int m = 0; m < (N + WARPS - 1) / WARPS; m++) {
             int i = warp() + m * WARPS, j = min(lane(), N - 1), e = pair_of(i, j);
             if (i >= N) continue;
             float4 u = directions()[e], bar = bars()[e];
@@ -728,7 +742,7 @@ struct Molecule {
             if (lane() < 3) position_bars[3 * (g * N + i) + lane()] = lane() == 0 ? sums[0] : lane() == 1 ? sums[1] : sums[2];
         }
     }
-    // energies, and their slopes by the hidden channels before the SiLU, as what is multiplied next
+    // energies; and their slopes by the hidden channels before the SiLU, times a matrix
     __device__ __forceinline__ void readout(float* energies) {
         constexpr int EACH_THREAD = (H / 4 + C - 1) / C;
         if (busy()) {
@@ -748,7 +762,14 @@ struct Molecule {
                 operand<FromReadout>(a(), o() + m * C, bar[m]);
             }
         }
+#if BACK
+        FromReadout of;
+        of.take(warp(), lane(), matrices);
         sync();
+        matrices.end(FromReadout::CHUNKS, warp());
+        of.run(warp(), lane(), gathered(), made(FromReadout::IS_LOW));
+        sync();
+#endif
     }
 };
 
@@ -768,11 +789,12 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
         return;
     }
     m.matrices.from = matrices + m.c * words, m.matrices.all = words / CHUNK;
-    if (thread() == THREADS - 32) {
-        EACH(k, RING) barrier_init(m.matrices.arrived() + k, 1);
-        barrier_init(m.matrices.done(), WARPS);
-        barriers_made();
-        m.matrices.ask();
+    if (warp() == WARPS - 1) {
+        if (elected()) {
+            EACH(k, RING) barrier_init(m.matrices.arrived() + k, 1);
+            barriers_made();
+        }
+        m.matrices.ask(0, RING);
     }
     float s = m.begin(of_weights, of_blocks, numbers, of_elements, positions, mask), v[3] = {};
     m.evaluate(table);
@@ -786,8 +808,7 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
         }
         m.send(v);
         m.gather<OfVectors, 3>();
-        m.multiply<OfVectors, OF_U_V>();
-        float both[2] = {s, 0.f}, hidden[1] = {}, z[1];
+        float both[2] = {s, 0.f}, z[1];
         if (m.mine()) {
             float square = 0.f, epsilon = m.constants()[OF_SPACE];
             EACH(k, 3) {
@@ -796,56 +817,60 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
             }
             both[1] = square_root(square + epsilon * epsilon) - epsilon;
         }
-        m.scatter<OF_A, 0, 1, 2>(both);
-        m.collect(z);
-        if (m.mine()) hidden[0] = m.silu(i, OF_UPDATE, z[0] + m.constant(i, HIDDEN_BIAS));
-        m.send(hidden);
-        m.gather<OfHidden>();
-        m.multiply<OfHidden, OF_B>();
-        if (m.mine()) {
-            float gates[3];
-            EACH(k, 3) gates[k] = m.result<OfHidden>(k) + m.constant(i, GATE_BIAS + k * C);
-            EACH(k, 2) m.kept(i, GATES + k) = gates[1 + k];
-            s += gates[0] + gates[1] * m.inner(i, UV, VV);
-            EACH(k, 3) v[k] += gates[2] * m.kept(i, UV + k);
+        ONE_BY_ONE for (int gate = 0;; gate = 1) {  // the update's hidden channels, and those of the gate of the next layer
+            int layer = i + gate;
+            float hidden[1] = {};
+            m.scatter<1, 2>(both, gate, 2 - gate);
+            m.collect(z);
+            if (m.mine()) hidden[0] = m.silu(layer, gate ? OF_GATE : OF_UPDATE, z[0] + m.constant(layer, gate ? HIDDEN_GATE_BIAS : HIDDEN_BIAS));
+            m.send(hidden);
+            m.gather<OfHidden>();
+            if (gate) break;
+            if (m.mine()) {
+                float gates[3];
+                EACH(k, 3) gates[k] = m.result<OfHidden>(k) + m.constant(i, GATE_BIAS + k * C);
+                EACH(k, 2) m.kept(i, GATES + k) = gates[1 + k];
+                s += gates[0] + gates[1] * m.inner(i, UV, VV);
+                EACH(k, 3) v[k] += gates[2] * m.kept(i, UV + k);
+            }
+            if (i == LAYERS - 1) break;
+            both[0] = s;
         }
         if (i == LAYERS - 1) break;
-        float scalar[1] = {s};
-        m.scatter<OF_C, 1, 1, 1>(scalar);
-        m.collect(z);
-        if (m.mine()) hidden[0] = m.silu(i + 1, OF_GATE, z[0] + m.constant(i + 1, HIDDEN_GATE_BIAS));
-        m.send(hidden);
-        m.gather<OfHidden>();
-        m.multiply<OfHidden, OF_D>();
         if (m.mine()) {
             constexpr int sent[3] = {XS, XU, XV};
             EACH(k, 3) m.kept(i + 1, sent[k]) = m.result<OfHidden>(k) + m.constant(i + 1, SENT_BIAS + k * C);
             EACH(k, 3) m.source(Y + k) = m.kept(i + 1, XV) * (m.kept(i + 1, VS + k) = v[k]);
         }
-        m.matrices.end_round(THERE);
         sync();
     }
     float scalar[1] = {s};
     m.send(scalar);
     m.gather<OfReadout>();
-    m.multiply<OfReadout, OF_READING>();
     if (m.c == 0 && thread() == 0) launches[m.g] = m.launched + 1;  // each block has read it, or none of these words were here
     m.readout(energies);
 #if BACK
-    m.multiply<FromReadout, OF_READING_BACK>();
-    m.matrices.end_round(LAST);
+    float three[3] = {};
     if (m.mine()) s = m.result<FromReadout>(0);  // cotangents from here on
     EACH(k, 3) v[k] = 0.f;
-    ONE_BY_ONE for (int i = LAYERS - 1; i >= 0; i--) {
+    int i = LAYERS - 1;
+    ONE_BY_ONE for (int gate = 0;; gate ^= 1) {  // an update, and the gate before its layer
         stay(i);
-        float three[3] = {}, hidden[1] = {}, both[6] = {}, z[1], more[3], sums[HEARD];
-        if (m.mine()) three[0] = s, three[1] = s * m.inner(i, UV, VV), three[2] = v[0] * m.kept(i, UV) + v[1] * m.kept(i, UV + 1) + v[2] * m.kept(i, UV + 2);
-        m.scatter<FROM_B, 0, 1, 3>(three);
+        if (!gate && m.mine()) three[0] = s, three[1] = s * m.inner(i, UV, VV), three[2] = v[0] * m.kept(i, UV) + v[1] * m.kept(i, UV + 1) + v[2] * m.kept(i, UV + 2);
+        float z[1], hidden[1] = {};
+        m.scatter<1, 3>(three, 0);
         m.collect(z);
-        if (m.mine()) hidden[0] = z[0] * m.kept(i, OF_UPDATE);
+        if (m.mine()) hidden[0] = z[0] * m.kept(i, gate ? OF_GATE : OF_UPDATE);
+        if (gate) {
+            m.scatter<1, 1>(hidden, 1);
+            m.collect(z);
+            if (m.mine()) s += z[0];
+            i--;
+            continue;
+        }
         m.send(hidden);
         m.gather<FromHidden>();
-        m.multiply<FromHidden, FROM_A>();
+        float both[6] = {}, more[3], sums[HEARD];
         if (m.mine()) {
             float epsilon = m.constants()[OF_SPACE], norm = square_root(m.inner(i, VV, VV) + epsilon * epsilon);
             float along = s * m.kept(i, GATES), factor = norm > 0.f ? m.result<FromHidden>(1) * reciprocal(norm) : 0.f;
@@ -853,7 +878,7 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
             EACH(k, 3) both[k] = along * m.kept(i, VV + k) + m.kept(i, GATES + 1) * v[k];
             EACH(k, 3) both[3 + k] = along * m.kept(i, UV + k) + factor * m.kept(i, VV + k);
         }
-        m.scatter<FROM_U_V, 1, 3, 2>(both);
+        m.scatter<3, 2>(both, 1);
         m.collect(more);
         if (m.mine()) {
             EACH(k, 3) v[k] += more[k];
@@ -871,13 +896,6 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
             EACH(k, 3) along += sums[1 + k] * m.kept(i, VS + k), v[k] += m.kept(i, XV) * sums[1 + k];
             three[0] = sums[0], three[1] = sums[HEARD - 1], three[2] = along;
         }
-        m.scatter<FROM_D, 0, 1, 3>(three);
-        m.collect(z);
-        hidden[0] = m.mine() ? z[0] * m.kept(i, OF_GATE) : 0.f;
-        m.scatter<FROM_C, 1, 1, 1>(hidden);
-        m.matrices.end_round(BACKWARD);
-        m.collect(z);
-        if (m.mine()) s += z[0];
     }
     m.end(bars);
 #endif

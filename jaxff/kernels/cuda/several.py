@@ -38,11 +38,6 @@ def prepare(tree: Params, config: Config) -> dict[str, Any] | None:
     made: list[list[Any]] = [[] for _ in blocks]
     factors = []
     for stage in zip(*blocks, strict=True):
-        if stage[0] is None:  # the end of a round
-            for words in made:
-                length = sum(map(len, words))
-                words.append(np.zeros((-length % (CHUNK * RING), 4), np.uint32))
-            continue
         largest = max(float(np.max(np.abs(matrix))) for _, matrix in stage)
         for words, (order, matrix) in zip(made, stage, strict=True):
             ordered, factor = order(matrix, largest)
@@ -134,10 +129,11 @@ def _shared(tree: Params, config: Config, n: int, back: bool) -> int:
         + 4 * 16 * tiles * (1 + back)
         + rows * n * CHANNELS
         + 4 * RING * CHUNK
-        + 2 * (RING + 2)
+        + 4 * ((RING + 1) // 2)
         + 3 * n
         + constants
         + 8 * tiles
+        + 12 * -(-n // 3) * -(-n // 8)
     )
 
 
@@ -156,11 +152,8 @@ def _rows(matrix: Float[np.ndarray, "K F"], largest: float) -> tuple[UInt32[np.n
 Order = Callable[[Float[np.ndarray, "K C"], float], tuple[UInt32[np.ndarray, "..."], float]]
 
 
-def _matrices(tree: Params, config: PainnConfig, c: int) -> Iterator[tuple[Order, Float[np.ndarray, "K C"]] | None]:
-    """Of block c, in the order of several.cu's stages: columns of what is gathered, or rows of what is scattered.
-
-    None: the end of a round of chunks.
-    """
+def _matrices(tree: Params, config: PainnConfig, c: int) -> Iterator[tuple[Order, Float[np.ndarray, "K C"]]]:
+    """Of block c, in the order of several.cu's stages: columns of what is gathered, or rows of what is scattered."""
     last, f = config.num_interactions - 1, config.hidden_dim
 
     def columns(*parts: Float[np.ndarray, "K C"]) -> tuple[Order, Float[np.ndarray, "K C"]]:
@@ -179,10 +172,8 @@ def _matrices(tree: Params, config: PainnConfig, c: int) -> Iterator[tuple[Order
         if i < last:
             yield rows(gates[i + 1]["C"])
             yield columns(gates[i + 1]["D"])
-            yield None
     yield _columns, read  # each block has all of it
     yield columns(read.T)
-    yield None
     for i in reversed(range(last + 1)):
         yield rows(_padded(updates[i]["B"], f).T)
         yield columns(updates[i]["A"].T)
@@ -190,8 +181,6 @@ def _matrices(tree: Params, config: PainnConfig, c: int) -> Iterator[tuple[Order
         if i > 0:
             yield rows(gates[i]["D"].T)
             yield rows(gates[i]["C"].T)
-        yield None
-
 
 def _constants(tree: Params, config: PainnConfig, c: int) -> Iterator[Float[np.ndarray, "K"]]:
     """Biases of block c's channels by layers, all of the readout's; and of space."""
