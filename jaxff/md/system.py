@@ -19,7 +19,7 @@ from jaxff.units import fs, kB
 
 def steps_in_a_turn(num_atoms: int) -> int:
     """How many steps a turn of the compiled loop takes: on a GPU a turn costs as much as some kernels of few atoms."""
-    return 4 if jax.default_backend() == "gpu" and num_atoms <= 128 else 1
+    return 8 if jax.default_backend() == "gpu" and num_atoms <= 128 else 1
 
 
 class Point(NamedTuple):

@@ -31,6 +31,7 @@
 #define QUADS (F / 4)
 #define TRIPLES ((N + 2) / 3)
 #define ROUNDS ((N + 7) / 8)  // of eight senders, of which each half has four
+static_assert(5 * LAYERS + 16 < 256, "eight bits");
 static_assert(2 * TRIPLES <= WARPS, "two warps a triple");
 #define SCALARS ((N + 15) / 16)      // tiles of 16 rows: of a number an atom,
 #define VECTORS ((3 * N + 15) / 16)  // of three
@@ -203,7 +204,8 @@ enum {
     AT_SOURCES = AT_OWN + (LAYERS * ROWS - LATER) * N * C / 4,
     AT_RING = AT_SOURCES + (BACK ? SENT : 3) * N * C / 4,
     AT_BARRIERS = AT_RING + RING * CHUNK,
-    AT_INVERSE = AT_BARRIERS + (RING + 1) / 2  // of each atom's power of 2, of three kinds; then constants, and pairs' atoms
+    AT_LAUNCHED = AT_BARRIERS + (RING + 1) / 2,  // how often the kernel was launched before
+    AT_INVERSE = AT_LAUNCHED + 1                 // of each atom's power of 2, of three kinds; then constants, and pairs' atoms
 };
 template <class Type>
 __device__ __forceinline__ Type* shared_at(int place) {
@@ -213,16 +215,19 @@ __device__ __forceinline__ Type* shared_at(int place) {
 
 // Chunks of matrices, in the order in which they are used: each into the place of the last but RING, which all have read.
 struct Matrices {
-    const uint4* from;
-    uint32 all, taken = 0;  // chunks, and those of products until now
-    int stage = 0;          // products until now
+    const uint4* from;  // of all blocks
+    int words;          // of each
+    uint32 taken = 0;   // chunks of products until now
+    int stage = 0;      // products until now
 
     static __device__ __forceinline__ uint4* ring() { return shared_at<uint4>(AT_RING); }
     static __device__ __forceinline__ uint64* arrived() { return shared_at<uint64>(AT_BARRIERS); }  // of the places in the ring
     // by one warp
     __device__ __forceinline__ void ask(uint32 first, uint32 count) const {
-        if (elected()) ONE_BY_ONE for (uint32 chunk = first; chunk < min(first + count, all); chunk++)
-            copy(ring() + chunk % RING * CHUNK, from + chunk * CHUNK, CHUNK * (int)sizeof(uint4), arrived() + chunk % RING);
+        int own = words;
+        stay(own);  // not a pointer that waits in registers
+        if (elected()) ONE_BY_ONE for (uint32 chunk = first; chunk < min(first + count, (uint32)own / CHUNK); chunk++)
+            copy(ring() + chunk % RING * CHUNK, from + block() % P * own + chunk * CHUNK, CHUNK * (int)sizeof(uint4), arrived() + chunk % RING);
     }
     // chunks of the next product
     __device__ __forceinline__ void await(uint32 chunk) const { barrier_wait(arrived() + (taken + chunk) % RING, (taken + chunk) / RING & 1); }
@@ -262,7 +267,7 @@ struct Molecule {
     const int g = block() / P, c = block() % P;
     int t = ::thread();
     Matrices matrices;
-    uint32 launched, sent[KINDS];  // exchanges until now, of all launches
+    uint32 sent = 0;  // exchanges until now, of all launches: the lowest bits of their numbers, eight a kind
 
     // What follows from the thread is made again from here on, or it would wait in registers that are not there
     __device__ __forceinline__ void again() { stay(t); }
@@ -280,10 +285,6 @@ struct Molecule {
     __device__ __forceinline__ int part() const { return lane() / 8; }
     __device__ __forceinline__ int triple() const { return warp() % TRIPLES; }
     __device__ __forceinline__ int half() const { return warp() / TRIPLES; }
-    __device__ __forceinline__ Molecule() {
-        launched = g < BLOCKS / P ? latest(launches + g) : 0;
-        EACH(kind, KINDS) sent[kind] = launched * exchanges_of(kind);
-    }
     static __device__ __forceinline__ uint4* basis() { return shared_at<uint4>(AT_BASIS); }
     static __device__ __forceinline__ uint4* weights() { return shared_at<uint4>(AT_WEIGHTS); }
     // what is multiplied, and what that makes; what is multiplied for others
@@ -297,6 +298,7 @@ struct Molecule {
     static __device__ __forceinline__ float4* bars() { return shared_at<float4>(AT_BARS); }
     static __device__ __forceinline__ float* own() { return shared_at<float>(AT_OWN); }
     static __device__ __forceinline__ float* sources() { return shared_at<float>(AT_SOURCES); }
+    static __device__ __forceinline__ uint32* launched() { return shared_at<uint32>(AT_LAUNCHED); }
     static __device__ __forceinline__ float* inverse() { return shared_at<float>(AT_INVERSE); }
     static __device__ __forceinline__ float* constants() { return inverse() + 3 * N; }
     static __device__ __forceinline__ unsigned char* ends() { return (unsigned char*)(constants() + CONSTANTS); }
@@ -317,9 +319,9 @@ struct Molecule {
     template <int KIND>
     __device__ __forceinline__ uint4* place(int of, int word) const {
         constexpr int first = place_of_kind(KIND), words = words_of(KIND);
-        return exchange + (uint32)((g * P + of) * OF_BLOCK + first + (sent[KIND] & 1) * words + word);
+        return exchange + (uint32)((g * P + of) * OF_BLOCK + first + (sent >> 8 * KIND & 1) * words + word);
     }
-    __device__ __forceinline__ uint32 tag(int kind) const { return 8 | sent[kind] >> 1 & 7; }
+    __device__ __forceinline__ uint32 tag(int kind) const { return 8 | sent >> (8 * kind + 1) & 7; }
     __device__ __forceinline__ float& power(int atom, int kind = 0) const { return inverse()[kind * N + atom]; }
     // The power of 2 that brings the largest number of a warp's two atoms to between 2^14 and 2^15; its inverse is kept
     __device__ __forceinline__ float scale(float largest, int kind = 0) const {
@@ -344,7 +346,7 @@ struct Molecule {
     __device__ __forceinline__ void send(const float (&x)[R]) {
         again();
         constexpr int kind = R == 1 ? ROW : ROWS_OF_VECTORS;
-        sent[kind]++;
+        sent += 1u << 8 * kind;
         float four[4];
         if (R == 1) EACH(k, 4) four[k] = k ? from_lane(x[0], k) : x[0];  // as the first of four lanes wants it
         else {
@@ -407,7 +409,7 @@ struct Molecule {
     __device__ __forceinline__ void scatter(const float (&x)[KS * COMPONENTS], int which, int ks = KS) {
         again();
         constexpr int kind = COMPONENTS == 1 ? SHARES : SHARES_OF_VECTORS;
-        sent[kind]++;
+        sent += 1u << 8 * kind;
         uint32* rows = scattered(which);
         if (busy()) {
             float largest = 0.f;
@@ -581,7 +583,7 @@ struct Molecule {
         make_filters(layer);
         if (half() < 2) {
             float sums[3][2][4] = {};  // [atom, channel, row]
-            ONE_BY_ONE for (int round = 0; round < ROUNDS; round++) {
+            EACH(round, ROUNDS) {
                 int at = sender(round) * C + channel();
                 Two a_ = two(row_of(layer, XS) + at), b = two(row_of(layer, XU) + at), ys[3];
                 if (layer > 0) EACH(axis, 3) ys[axis] = two(source_row(Y + axis) + at);
@@ -607,7 +609,7 @@ struct Molecule {
         again(), stay(layer);
         if (half() < 2) {
             float sums[3][2][4] = {}, of_b[8] = {};
-            ONE_BY_ONE for (int round = 0; round < ROUNDS; round++) {
+            EACH(round, ROUNDS) {
                 int at = sender(round) * C + channel();
                 Two p = two(source_row(S_BAR) + at), q[3];
                 EACH(axis, 3) q[axis] = two(source_row(V_BAR + axis) + at);
@@ -679,13 +681,14 @@ struct Molecule {
     // --- the beginning and the end ---
 
     // C of all filters (of the last eight functions, half of each word as it comes), constants, pairs, what elements give
-    __device__ __forceinline__ float begin(const uint4* of_weights, const float* of_blocks, const int* numbers, const float* of_elements, const float* positions, const unsigned char* mask) const {
+    __device__ __forceinline__ float begin(const float* table, const uint4* of_weights, const float* of_blocks, const int* numbers, const float* of_elements, const float* positions, const unsigned char* mask) {
         constexpr int WORDS = (3 * LAYERS - 1) * STEPS * 64, SOME = (WORDS + THREADS - 1) / THREADS, EACH_THREAD = (CONSTANTS + THREADS - 1) / THREADS;
         constexpr int EACH_PAIR = (N * N + THREADS - 1) / THREADS;
         int number = numbers[g * N + min(a(), N - 1)];
         float cutoff = of_blocks[OF_SPACE + 1], intervals = of_blocks[OF_SPACE + 2], some[EACH_THREAD], r[EACH_PAIR][3];
         uint4 word[SOME];
         bool counts[EACH_PAIR];
+        uint32 before = latest(launches + g);
         EACH(k, SOME) word[k] = early(of_weights + c * WORDS + min(thread() + k * THREADS, WORDS - 1));
         EACH(k, EACH_THREAD) some[k] = of_blocks[c * CONSTANTS + min(thread() + k * THREADS, CONSTANTS - 1)];
         EACH(k, EACH_PAIR) {
@@ -694,7 +697,7 @@ struct Molecule {
             EACH(axis, 3) r[k][axis] = positions[3 * (g * N + j) + axis] - positions[3 * (g * N + i) + axis];
         }
         const float* at = of_elements + number * (3 * F) + c * C + o();
-        float sent = at[0], second = at[F], scalar = at[2 * F];
+        float first = at[0], second = at[F], scalar = at[2 * F];
         EACH(k, SOME) if (thread() + k * THREADS < WORDS) {
             int kind = (thread() + k * THREADS) / (STEPS * 64), step = (thread() + k * THREADS) / 64 % STEPS, lane_of = thread() % 64;
             uint4* to = weights() + kind * OF_TILE + step * 64;
@@ -703,36 +706,40 @@ struct Molecule {
         }
         EACH(k, EACH_THREAD) if (thread() + k * THREADS < CONSTANTS) constants()[thread() + k * THREADS] = some[k];
         EACH(k, EACH_PAIR) {
-            int pair = thread() + k * THREADS, i = pair / N, j = pair % N;
-            if (i >= j || pair >= N * N) continue;
+            int pair = thread() + k * THREADS, i = pair / N, j = pair % N, e = pair_of(i, j);
+            if (pair >= N * N) continue;
+            ways()[i * 8 * ROUNDS + j] = (unsigned short)(16 * e | (i > j) << 15);
+            if (i >= j) continue;
             float d = root(r[k][0] * r[k][0] + r[k][1] * r[k][1] + r[k][2] * r[k][2]), t = d > 0.f ? 1.f / d : 0.f;
-            int e = pair_of(i, j);
             directions()[e] = make_float4(t * r[k][0], t * r[k][1], t * r[k][2], counts[k] && d <= cutoff ? min(d, cutoff) * (intervals / cutoff) : -1.f);
             ends()[2 * e] = (unsigned char)i, ends()[2 * e + 1] = (unsigned char)j;
         }
         for (int e = PAIRS + thread(); e < ALL; e += THREADS) directions()[e] = make_float4(0.f, 0.f, 0.f, -1.f), ends()[2 * e] = ends()[2 * e + 1] = 0;
         for (int e = thread(); e < BACK * ALL; e += THREADS) bars()[e] = make_float4(0.f, 0.f, 0.f, 0.f);
-        ONE_BY_ONE for (int k = thread(); k < 3 * TRIPLES * 8 * ROUNDS; k += THREADS) {
-            int i = k / (8 * ROUNDS), j = k % (8 * ROUNDS);
-            ways()[k] = (unsigned short)(16 * pair_of(i, j) | (i > j) << 15);
-        }
-        if (mine()) kept(0, XS) = sent, kept(0, XU) = second;
+        for (int k = thread(); k < 8 * ROUNDS * 3 * TRIPLES; k += THREADS) if (k >= 8 * ROUNDS * N || k % (8 * ROUNDS) >= N) ways()[k] = 16 * NONE;
+        if (::thread() == 0) *launched() = before;
+        sync();
+        EACH(kind, KINDS) sent |= (*launched() * exchanges_of(kind) & 15) << 8 * kind;
+        evaluate(table);
+        if (mine()) kept(0, XS) = first, kept(0, XU) = second;  // these came latest
         sync();
         return scalar;
     }
-    // gradients by positions [N, 3]: a warp adds up those of an atom, and one somewhere those of all blocks
+    // gradients by positions [N, 3]: of an atom in each block, and then of all blocks by a warp
     __device__ __forceinline__ void end(float* position_bars) const {
         const float cutoff = constants()[OF_SPACE + 1], intervals = constants()[OF_SPACE + 2], an_angstrom = intervals / cutoff * constants()[OF_SCALES + LAYERS + 1];
-        const uint32 ended = 8 | launched & 7;
-        ONE_BY_ONE for (int m = 0; m < (N + WARPS - 1) / WARPS; m++) {
-            int i = warp() + m * WARPS, j = min(lane(), N - 1), e = pair_of(i, j);
-            if (i >= N) continue;
-            float4 u = directions()[e], bar = bars()[e];
-            float t = u.w > 0.f ? reciprocal(u.w * (cutoff / intervals)) : 0.f, along = an_angstrom * bar.x - t * (u.x * bar.y + u.y * bar.z + u.z * bar.w);
-            float sign = u.w < 0.f || lane() >= N ? 0.f : i < j ? -1.f : 1.f;
-            float sums[3] = {sign * (along * u.x + t * bar.y), sign * (along * u.y + t * bar.z), sign * (along * u.z + t * bar.w)};
-            EACH(step, 5) EACH(axis, 3) sums[axis] += from_lane(sums[axis], 1 << step);
-            if (lane() == 0) put(exchange + (g * P + c) * OF_BLOCK + OF_GRADIENTS + i, sums[0], sums[1], sums[2], 0.f, ended);
+        const uint32 ended = 8 | *launched() & 7;
+        if (busy()) {  // a half warp an atom
+            float sums[3] = {};
+            EACH(k, (N + C - 1) / C) {
+                int j = o() + k * C, e = pair_of(a(), j);
+                float4 u = directions()[e], bar = bars()[e];
+                float t = u.w > 0.f ? reciprocal(u.w * (cutoff / intervals)) : 0.f, along = an_angstrom * bar.x - t * (u.x * bar.y + u.y * bar.z + u.z * bar.w);
+                float sign = u.w < 0.f ? 0.f : a() < j ? -1.f : 1.f;
+                sums[0] += sign * (along * u.x + t * bar.y), sums[1] += sign * (along * u.y + t * bar.z), sums[2] += sign * (along * u.z + t * bar.w);
+            }
+            EACH(step, 4) EACH(axis, 3) sums[axis] += from_lane(sums[axis], 1 << step);
+            if (mine() && o() == 0) put(exchange + (g * P + c) * OF_BLOCK + OF_GRADIENTS + a(), sums[0], sums[1], sums[2], 0.f, ended);
         }
         ONE_BY_ONE for (int i = c + P * warp(); i < N; i += P * WARPS) {
             float4 word[1];
@@ -788,7 +795,7 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
         for (int k = 0; k < IDLE_LOOKS && latest(finished + thread()) == now; k++) other_blocks();
         return;
     }
-    m.matrices.from = matrices + m.c * words, m.matrices.all = words / CHUNK;
+    m.matrices.from = matrices, m.matrices.words = words;
     if (warp() == WARPS - 1) {
         if (elected()) {
             EACH(k, RING) barrier_init(m.matrices.arrived() + k, 1);
@@ -796,9 +803,7 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
         }
         m.matrices.ask(0, RING);
     }
-    float s = m.begin(of_weights, of_blocks, numbers, of_elements, positions, mask), v[3] = {};
-    m.evaluate(table);
-    sync();
+    float s = m.begin(table, of_weights, of_blocks, numbers, of_elements, positions, mask), v[3] = {};
     ONE_BY_ONE for (int i = 0; i < LAYERS; i++) {
         stay(i);
         m.message(i);
@@ -847,7 +852,7 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
     float scalar[1] = {s};
     m.send(scalar);
     m.gather<OfReadout>();
-    if (m.c == 0 && thread() == 0) launches[m.g] = m.launched + 1;  // each block has read it, or none of these words were here
+    if (m.c == 0 && thread() == 0) launches[m.g] = *m.launched() + 1;  // each block has read it, or none of these words were here
     m.readout(energies);
 #if BACK
     float three[3] = {};
@@ -899,5 +904,5 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
     }
     m.end(bars);
 #endif
-    if (m.c == 0 && thread() == 0) finished[m.g] = m.launched + 1;
+    if (m.c == 0 && thread() == 0) finished[m.g] = *m.launched() + 1;
 }

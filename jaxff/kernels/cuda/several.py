@@ -129,7 +129,7 @@ def _shared(tree: Params, config: Config, n: int, back: bool) -> int:
         + 4 * 16 * tiles * (1 + back)
         + rows * n * CHANNELS
         + 4 * RING * CHUNK
-        + 4 * ((RING + 1) // 2)
+        + 4 * ((RING + 1) // 2 + 1)
         + 3 * n
         + constants
         + 8 * tiles
