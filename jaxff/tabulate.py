@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from jaxff import models
 from jaxff.config import PainnConfig, StudentConfig
+from jaxff.devices import on_the_cpu
 from jaxff.errors import ConfigError
 from jaxff.models.parameters import Params
 
@@ -58,7 +59,7 @@ def tabulate(
     """
     if intervals < 2:
         raise ConfigError(f"expected at least 2 table intervals, received {intervals}")
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), on_the_cpu():
         exact = _exact_filters(models.cast(params, np.dtype("float64")), config)
         knots = np.linspace(0.0, config.cutoff, intervals + 1)
         curves = exact(knots)

@@ -100,7 +100,7 @@ class _PairModel:
         self.numbers, _ = potential.check(numbers, np.zeros((np.size(numbers), 3)))
         self.potential, self.displacement = potential, displacement
         self.is_difference = _is_difference(displacement)
-        self.box_was_checked = refuse_small_box(displacement, potential.config.cutoff)
+        self.box_was_checked = self.is_difference or refuse_small_box(displacement, potential.config.cutoff)
 
     def energy(self, R: Array, pairs: Pairs, kwargs: dict[str, Any], per_particle: bool = False) -> Array:
         """In eV, of all or [N] of each particle; NaN where a traced box is too small for the minimum image."""
@@ -179,8 +179,8 @@ def _pair_vectors(
 
 def _all_pairs(n: int) -> Pairs:
     receivers, senders = np.divmod(np.arange(n * n, dtype=np.int32), np.int32(n))
-    mask = jnp.asarray(senders != receivers)
-    return Pairs(jnp.asarray(senders), jnp.asarray(receivers), mask, n, "all", symmetric=True)
+    senders, receivers, mask = jax.device_put((senders, receivers, senders != receivers))
+    return Pairs(senders, receivers, mask, n, "all", symmetric=True)
 
 
 def _listed_pairs(neighbor: partition.NeighborList, n: int, symmetric: bool) -> Pairs:

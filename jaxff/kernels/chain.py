@@ -52,7 +52,7 @@ def prepare(tree: Params, config: Config, cuda: bool = False) -> Params:
         for name, module in (("cuda", engine), ("one", one), ("several", several), ("packs", packs)):
             made = module.prepare(result, config)
             result |= {} if made is None else {name: made}
-    return jax.tree.map(jnp.asarray, result)
+    return jax.device_put(result)
 
 
 def forward(

@@ -19,9 +19,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from jaxff.config import PainnConfig
+from jaxff.devices import on_the_cpu
 from jaxff.kernels.atoms import Made, Plan, Rows, inner, plus, read_in, read_on
 from jaxff.kernels.message import Sources
 from jaxff.models.parameters import Params, dense_layers
@@ -55,7 +57,9 @@ def prepare(tree: Params, config: PainnConfig) -> Params:
             "b": b[None],
         }
         if i == 0:
-            layer["sent"] = mlp_fwd(tree["embedding"]["table"], gate)[0][:, : 2 * config.hidden_dim]
+            with on_the_cpu():
+                sent, _ = jax.jit(mlp_fwd)(tree["embedding"]["table"], gate)
+            layer["sent"] = np.asarray(sent)[:, : 2 * config.hidden_dim]
         else:
             (c_kernel, c), (d_kernel, d) = gate
             layer["gate"] = _transposed({"C": c_kernel, "D": d_kernel}) | {"c": c[None], "d": d[None]}

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 from jaxtyping import Float
@@ -66,14 +65,15 @@ class Simulation:
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._potential = copy(potential)  # which no other thread knows
         potential_energy, forces = potential.energy_and_forces(atoms.numbers, atoms.positions)
-        start = (atoms.positions, momenta, forces)
+        start = [np.array(x, self._dtype) for x in (atoms.positions, momenta, forces)]
         with self._numerics():
             self._build = partial(System.build, self._potential, atoms, config)
             self._system = self._build()
-            position, momentum, force = (jnp.asarray(x, self._dtype) for x in start)
+            position, momentum, force = jax.device_put(start)
             state = self._system.state(position=position, momentum=momentum, force=force)
             self._point = Point(state, self._system.allocate(position, 0))
-            self._first = Record(position[None], momentum[None], force[None], jnp.array([potential_energy]))
+            first = *(x[None] for x in start), np.array([potential_energy], self._dtype)
+            self._first = Record._make(jax.device_put(first))
 
     @property
     def state(self) -> Any:
@@ -117,7 +117,7 @@ class Simulation:
         every = min(self._config.record_every, left)
         frames = min(self._frames, left // every)
         with self._numerics():
-            count = jnp.asarray(frames, jnp.int32)
+            count = np.int32(frames)
             shapes = None if point.neighbors is None else point.neighbors.idx.shape
             if (every, shapes) not in self._compiled:
                 begin = time.perf_counter()

@@ -61,7 +61,7 @@ class System:
         displacement, shift = space.free()
         energy, allocate = _energy(potential, atoms, config, displacement)
         dt, kT = config.timestep_fs * fs, config.temperature_K * kB
-        mass = jnp.asarray(atoms.get_masses()[:, None], potential.dtype)
+        mass = jax.device_put(atoms.get_masses()[:, None].astype(potential.dtype))
         if config.ensemble == "nve":
             _, step = simulate.nve(energy, shift, dt)
             state = partial(simulate.NVEState, mass=mass)

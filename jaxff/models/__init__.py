@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxff.config import PainnConfig, StudentConfig
@@ -79,5 +80,5 @@ def jit_key(config: Config) -> Config:
 
 
 def cast(params: Params, dtype: Any) -> Params:
-    """All parameters as JAX arrays of a dtype."""
-    return jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
+    """All parameters as JAX arrays of a dtype, copied by NumPy: for each shape, XLA would compile its copy."""
+    return jax.device_put(jax.tree.map(lambda x: np.array(x, dtype), params))
