@@ -422,7 +422,7 @@ def test_batch(name: str, few_slots: int, some: int, size: int, monkeypatch: pyt
         here = type(pairs)(pairs.senders, pairs.receivers, mask, size, "all", pairs.symmetric)
         return energies_and_forces(kernels, fused, config, numbers, vectors, here)
 
-    energies, forces = jax.vmap(jax.vmap(one))(jnp.asarray(vectors, jnp.float32), masks)
+    energies, forces = jax.jit(jax.vmap(jax.vmap(one)))(jnp.asarray(vectors, jnp.float32), masks)
     exact = models.cast(tree, np.dtype("float64"))
     for i, j in np.ndindex(2, 2):
         expected = energies_and_forces(models, exact, config, numbers, jnp.asarray(vectors[i, j]), both[i][j][1])
@@ -482,7 +482,7 @@ def close_to_exact(model: Any, numbers: Any, positions: Any) -> None:
     def energy(r: Any) -> Any:
         return jnp.sum(kernels.atomic_energies(fused, potential.config, jnp.asarray(numbers, jnp.int32), r, pairs))
 
-    forces = accumulate_forces(jax.grad(energy)(jnp.asarray(vectors, jnp.float32)), pairs)
+    forces = accumulate_forces(jax.jit(jax.grad(energy))(jnp.asarray(vectors, jnp.float32)), pairs)
     np.testing.assert_allclose(forces, exact.energy_and_forces(numbers, positions)[1], atol=1e-4)
 
 

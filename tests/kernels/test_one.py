@@ -45,11 +45,14 @@ def close(got: Any, expected: Any) -> None:
     np.testing.assert_allclose(got, expected, atol=1e-5 * max(1, np.abs(expected).max()))
 
 
+of_vectors = jax.jit(models.energies_and_vector_gradients, static_argnums=1)
+
+
 def test_vectors(case: Any) -> None:
     """Energies and gradients by pair vectors, which forces are made of; and energies alone."""
     config, tree, fused, numbers, _, _, vectors, inside = case
     exact = models.cast(tree, np.dtype("float64"))
-    energies, gradients = models.energies_and_vector_gradients(exact, config, numbers, jnp.asarray(vectors), inside)
+    energies, gradients = of_vectors(exact, config, numbers, jnp.asarray(vectors), inside)
     forces = accumulate_forces(gradients, inside)
     r = jnp.asarray(vectors, jnp.float32)
     got, by_vectors = jax.jit(kernels.energies_and_vector_gradients, static_argnums=1)(
@@ -86,7 +89,7 @@ def of_positions(case: Any) -> tuple[Any, Any]:
 def test_positions(case: Any) -> None:
     """Energy and gradients by positions."""
     (reference, energy), positions = of_positions(case), case[4]
-    expected, gradient = jax.value_and_grad(reference)(jnp.asarray(positions))
+    expected, gradient = jax.jit(jax.value_and_grad(reference))(jnp.asarray(positions))
     x = jnp.asarray(positions, jnp.float32)
     got, by_positions = jax.jit(jax.value_and_grad(energy))(x)
     close(got, expected)
@@ -99,14 +102,14 @@ def test_positions(case: Any) -> None:
 def test_positions_of_two_molecules_and_twice(case: Any) -> None:
     """Energies and gradients under vmap; second derivatives."""
     (reference, energy), positions = of_positions(case), case[4]
-    expected, gradient = jax.value_and_grad(reference)(jnp.asarray(positions))
+    expected, gradient = jax.jit(jax.value_and_grad(reference))(jnp.asarray(positions))
     x = jnp.asarray(positions, jnp.float32)
     energies, gradients = jax.jit(jax.vmap(jax.value_and_grad(energy)))(jnp.stack([x, x + 0.5]))
     close(energies, np.full(2, expected))
     close(gradients, np.stack([gradient, gradient]))
 
     direction = np.random.default_rng(0).normal(size=positions.shape)
-    hessian = jax.grad(lambda x: jnp.vdot(jax.grad(reference)(x), direction))(jnp.asarray(positions))
+    hessian = jax.jit(jax.grad(lambda x: jnp.vdot(jax.grad(reference)(x), direction)))(jnp.asarray(positions))
     again = jax.jit(jax.grad(lambda x: jnp.vdot(jax.grad(energy)(x), direction.astype(np.float32))))(x)
     np.testing.assert_allclose(again, hessian, atol=2e-4 * np.abs(hessian).max())
 
@@ -125,7 +128,7 @@ def test_more_atoms(name: str, atoms: int, groups: int, width: int, monkeypatch:
     numbers, positions = random_structure(atoms)
     vectors, inside = pairs_in_layout(positions, config.cutoff, "all")
     exact = models.cast(tree, np.dtype("float64"))
-    energies, gradients = models.energies_and_vector_gradients(exact, config, numbers, jnp.asarray(vectors), inside)
+    energies, gradients = of_vectors(exact, config, numbers, jnp.asarray(vectors), inside)
     senders, receivers = inside.senders, inside.receivers
     pairs = Pairs(senders, receivers, senders != receivers, atoms, "all", symmetric=True)
     x = jnp.asarray(positions, jnp.float32)

@@ -33,16 +33,14 @@ class Case:
         self.positions = np.pad(moved, ((0, 0), (0, padding), (0, 0))).astype(np.float32)
         exact, config = models.cast(tree, np.dtype("float64")), self.config
 
-        def energy(x: Any) -> Any:
-            _r, inside = pairs_in_layout(np.asarray(x), config.cutoff, "all")
-            i, j = inside.receivers, inside.senders
+        @jax.jit
+        @jax.value_and_grad
+        def energy(x: Any, inside: Pairs) -> Any:
+            vectors = x[inside.senders] - x[inside.receivers]
+            return models.atomic_energies(exact, config, numbers, vectors, inside).sum()
 
-            def of_positions(x: Any) -> Any:
-                return models.atomic_energies(exact, config, numbers, x[j] - x[i], inside).sum()
-
-            return jax.value_and_grad(of_positions)(jnp.asarray(x, jnp.float64))
-
-        results = [energy(x) for x in moved.astype(np.float32)]
+        each = moved.astype(np.float32).astype(np.float64)
+        results = [energy(jnp.asarray(x), pairs_in_layout(x, config.cutoff, "all")[1]) for x in each]
         self.energies = np.asarray([e for e, _ in results])
         self.gradients = np.pad(np.stack([g for _, g in results]), ((0, 0), (0, padding), (0, 0)))
 
