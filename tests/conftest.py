@@ -1,6 +1,6 @@
 """Every test runs with float64 at hand and without silent dtype promotion."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -18,6 +18,20 @@ def student_dir() -> Path:
     if not (STUDENT / "parity_public.npz").exists():
         pytest.skip("the real student weights are not at hand")
     return STUDENT
+
+
+@pytest.fixture
+def compilations() -> Iterator[Callable[[], int]]:
+    """How many programs XLA has compiled since the test began."""
+    count = 0
+
+    def listen(event: str, duration: float, **kwargs: object) -> None:
+        nonlocal count
+        count += event == "/jax/core/compile/backend_compile_duration"
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield lambda: count
+    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """Potential: checks, padding, dtypes, compilation, and parity with the real student."""
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 import pytest
@@ -103,6 +105,25 @@ def test_float64_needs_no_global_setting() -> None:
     expected = Potential(params, PAINN, dtype="float64").energy_and_forces(*WATER)
     assert forces.dtype == np.float64
     assert energy == pytest.approx(expected[0], abs=1e-12)
+
+
+def test_loading_compiles_little(compilations: Callable[[], int]) -> None:
+    """No program for each shape of the parameters: on a GPU each takes a tenth of a second."""
+    config = PAINN.model_copy(update={"hidden_dim": 20})  # shapes of its own
+    params = jax.tree.map(np.asarray, random_params(config))
+    before = compilations()
+    potential = Potential(params, config, filters="table")
+    assert potential.filter_error is not None
+    assert compilations() <= before + 3
+
+
+def test_parameters_are_copied() -> None:
+    params = jax.tree.map(np.array, random_params(PAINN))
+    potential = Potential(params, PAINN, dtype="float64")
+    energy = potential.energy(*WATER)
+    for x in jax.tree.leaves(params):
+        x[...] = 0
+    assert potential.energy(*WATER) == energy
 
 
 def test_no_recompilation_while_a_molecule_moves() -> None:

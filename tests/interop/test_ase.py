@@ -1,8 +1,6 @@
 """The ASE calculator: the Potential's numbers, ASE's conventions, and the refusals."""
 
-from collections.abc import Callable, Iterator
 
-import jax
 import numpy as np
 import pytest
 from ase import Atoms
@@ -21,20 +19,6 @@ def attached(potential: Potential, name: str = "CH3CH2OH") -> Atoms:
     atoms = molecule(name)
     atoms.calc = JaxffCalculator(potential)
     return atoms
-
-
-@pytest.fixture
-def compilations() -> Iterator[Callable[[], int]]:
-    """How many programs XLA has compiled since the test began."""
-    count = 0
-
-    def listen(event: str, duration: float, **kwargs: object) -> None:
-        nonlocal count
-        count += event == "/jax/core/compile/backend_compile_duration"
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield lambda: count
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_all_properties_are_the_potential_s(potential):

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -54,6 +55,15 @@ def test_state_keeps_the_dtype(painn: MakePotential, dtype: str, neighbor_list_a
         assert array.dtype == dtype
     assert frames.potential.dtype == frames.kinetic.dtype == np.float64
     assert jax.config.jax_enable_x64 == before
+
+
+def test_a_start_compiles_little(painn: MakePotential, compilations: Callable[[], int]) -> None:
+    """The energy of the start, a block, and little else."""
+    potential = painn("float32")
+    jax.clear_caches()
+    before = compilations()
+    simulate(lambda _: potential, molecule("H2O"), dtype="float32", steps=2, record_every=1)
+    assert 2 <= compilations() - before <= 4
 
 
 def test_float64_runs_where_jax_has_float32_only(painn: MakePotential) -> None:
