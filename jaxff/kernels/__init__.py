@@ -1,6 +1,6 @@
 """The fused engine: kernels for symmetric pair lists, float32, tabulated filters.
 
-On a GPU a small molecule, and up to 32 of 21 atoms by PaiNN, have one CUDA kernel for all of it (from compute
+On a GPU a small molecule, and up to 16 of 21 atoms by PaiNN, have one CUDA kernel for all of it (from compute
 capability 9.0 on), few atoms have Pallas kernels (Triton backend), and many CUDA kernels (jaxff.kernels.cuda), or,
 where those can't be had, Pallas kernels and XLA's products; on a CPU, Numba's (jaxff.kernels.native) and products too.
 Imported only when chosen. The functions have the signatures of jaxff.models, on `FusedTree`s. The GPU's kernels run on

@@ -1,6 +1,5 @@
 """The ASE calculator: the Potential's numbers, ASE's conventions, and the refusals."""
 
-
 import numpy as np
 import pytest
 from ase import Atoms

@@ -82,19 +82,6 @@ def test_several(
         np.testing.assert_array_equal(run(case.positions)[1], gradients)
 
 
-@pytest.mark.skipif(GPU, reason="there is room for more")
-def test_two_launches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of more molecules than find room at once."""
-    monkeypatch.setattr(several, "SOME_ATOMS", 20)
-    case = Case(3, 7)
-    assert chain.one_kernel_serves_several(case.fused.fused, case.config, 3, 7)
-    assert not chain.one_kernel_serves_several(case.fused.fused, case.config, 3, 6)
-    assert not chain.one_kernel_serves_several(case.fused.fused, case.config, 3, 11)
-    energies, gradients = jax.jit(jax.vmap(jax.value_and_grad(case.energy)))(case.positions)
-    close(energies, case.energies)
-    close(gradients, case.gradients)
-
-
 def test_repulsion() -> None:
     """Which XLA adds; of an atom of padding none."""
     case = Case(4, 2, 1, "painn+zbl")

@@ -14,7 +14,6 @@ from jaxff.config import PainnConfig, StudentConfig
 from jaxff.kernels.cuda import launch
 from jaxff.kernels.cuda.engine import multiprocessors
 from jaxff.kernels.cuda.matrices import by_columns, halves
-from jaxff.kernels.message import SOME_ATOMS
 from jaxff.models.parameters import Params
 
 Config = StudentConfig | PainnConfig
@@ -52,15 +51,10 @@ def prepare(tree: Params, config: Config) -> dict[str, Any] | None:
 
 
 def serves(tree: Params, config: Config, num_atoms: int, molecules: int) -> bool:
-    """Whether the kernel, for which the tree is prepared, takes so many molecules of so many atoms on this GPU.
-
-    In two launches, if of more atoms than the kernels of few atoms serve.
-    """
+    """Whether the kernel, for which the tree is prepared, takes so many molecules of so many atoms on this GPU."""
     if "several" not in tree or not 2 <= num_atoms <= MOST_ATOMS or not launch.can_run_together():
         return False
-    room = _room(config)
-    fits = molecules <= room or (molecules <= 2 * room and molecules * num_atoms > SOME_ATOMS)
-    return fits and _shared(tree, config, num_atoms, True) <= launch.most_shared()
+    return molecules <= _room(config) and _shared(tree, config, num_atoms, True) <= launch.most_shared()
 
 
 def _room(config: Config) -> int:
@@ -80,23 +74,6 @@ def energies_and_gradients(
 
     mask: which of each molecule's pairs e = (receiver e // N, sender e % N) are to count, if within the cutoff.
     """
-    launches = -(-len(numbers) // _room(config))
-    parts = zip(*(jnp.array_split(x, launches) for x in (numbers, positions, mask)), strict=True)
-    made = [_launched(tree, config, *part, gradients=gradients) for part in parts]
-    energies, *bars = (jnp.concatenate(x) for x in zip(*made, strict=True))
-    return energies, bars[0] if gradients else None
-
-
-def _launched(
-    tree: Params,
-    config: Config,
-    numbers: Int[Array, "B N"],
-    positions: Float[Array, "B N 3"],
-    mask: Bool[Array, "B E"],
-    *,
-    gradients: bool,
-) -> list[Array]:
-    """Energies, and gradients if wanted, of as many as find room."""
     molecules, n = numbers.shape
     one, several, of_molecule = tree["one"], tree["several"], config.hidden_dim // CHANNELS
     shared = max(_shared(tree, config, n, gradients), launch.most_shared() // 2 + 1024)  # one block a multiprocessor
@@ -105,7 +82,8 @@ def _launched(
     arrays = (*filters, constants, numbers.astype(jnp.int32), one["elements"], several["matrices"], positions, mask)
     results = (molecules, n), *([(molecules, n, 3)] if gradients else [])
     blocks = max(molecules * of_molecule, multiprocessors() // 2 + 1)
-    return launch.call(kernel, arrays, (molecules, several["matrices"].shape[1]), results, blocks)
+    made = launch.call(kernel, arrays, (molecules, several["matrices"].shape[1]), results, blocks)
+    return made[0], made[1] if gradients else None
 
 
 def _hidden(tree: Params) -> int:
