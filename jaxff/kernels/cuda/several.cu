@@ -839,7 +839,7 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
                 EACH(k, 3) v[k] += gates[2] * m.kept(i, UV + k);
             }
             if (i == LAYERS - 1) break;
-            both[0] = s;
+            both[0] = s, both[1] = 0.f;  // or the norm, which isn't multiplied, would scale s
         }
         if (i == LAYERS - 1) break;
         if (m.mine()) {
