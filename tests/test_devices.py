@@ -10,7 +10,9 @@ from jaxff.devices import on_the_cpu
 def test_on_the_cpu() -> None:
     with on_the_cpu():
         (device,) = jnp.zeros(1).devices()
+        assert jax.config.jax_default_device is device
     assert device.platform == "cpu"
+    assert jax.config.jax_default_device is None
 
 
 def test_without_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

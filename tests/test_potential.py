@@ -108,7 +108,7 @@ def test_float64_needs_no_global_setting() -> None:
 
 
 def test_loading_compiles_little(compilations: Callable[[], int]) -> None:
-    """No program for each shape of the parameters: on a GPU each takes a tenth of a second."""
+    """No program for each shape of the parameters."""
     config = PAINN.model_copy(update={"hidden_dim": 20})  # shapes of its own
     params = jax.tree.map(np.asarray, random_params(config))
     before = compilations()

@@ -49,7 +49,7 @@ GPU_ROWS = [
     *[f"nve-128:{a}:fused" for a in ("student", "painn")],
     "nve-21:painn:autodiff",
     "batch-4096:painn:fused",
-    *[f"batch-{b}:{a}:{e}" for b in (256, 32) for a in ("student", "painn") for e in ("fused", "xla-table")],
+    *[f"batch-256:{a}:{e}" for a in ("student", "painn") for e in ("fused", "xla-table")],
     *[f"batch-16:{a}:autodiff" for a in ("student", "painn")],
     "batch-16:painn:xla-table",
     *[f"compile-21:{row}" for row in ("painn:fused", "student:fused", "painn:xla-exact")],
