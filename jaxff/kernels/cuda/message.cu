@@ -143,23 +143,26 @@ struct Turns {
     }
 };
 
+// a turn, with this lane's pair as it lies in memory: nothing is made of it before it has arrived
 struct Loaded {
     float4 u_t;
-    int interval, sender, edge;  // -1: no pair
+    float from, both;  // sender, -1: no pair; interval and slot
+    int begin;         // of the atom's slots
     int chunks, bin, first, last, cut, atom;
+    __device__ __forceinline__ int sender() const { return (int)from; }
+    __device__ __forceinline__ int interval() const { return as_int(both) >> 16; }  // -1: no pair
+    __device__ __forceinline__ int edge() const { return interval() < 0 ? -1 : begin + (as_int(both) & 0xffff); }
 };
 
-// a turn; and goes on to the next one
+// asks for a turn, and goes on to the next one
 __device__ __forceinline__ Loaded load_turn(Turns& turns) {
-    int group = turns.group * GROUP;
-    Loaded r = {ZERO, -1, -1, -1, turns.chunks(), (int)(turns.word >> 24), turns.first, turns.last(), turns.group == turns.end && turns.turn + 1 == turns.stop, group};
-    int all = turns.n * turns.slots, begin = (group + turns.of) * turns.slots, place = lane() / 4 * 2 + lane() % 2;
+    int group = turns.group * GROUP, all = turns.n * turns.slots, place = lane() / 4 * 2 + lane() % 2;
+    Loaded r = {ZERO, -1.f, as_float(-1), (group + turns.of) * turns.slots, turns.chunks(), (int)(turns.word >> 24), turns.first, turns.last(),
+                turns.group == turns.end && turns.turn + 1 == turns.stop, group};
     if (lane() < 16 && place < (int)(turns.word >> 16 & 15)) {
-        const float* from = turns.pairs + begin + (int)(turns.word & 0xffff) + place;
+        const float* from = turns.pairs + r.begin + (int)(turns.word & 0xffff) + place;
         r.u_t = make_float4(from[all], from[2 * all], from[3 * all], from[0]);
-        r.sender = (int)from[4 * all];
-        int both = as_int(from[5 * all]);
-        r.interval = both >> 16, r.edge = begin + (both & 0xffff);
+        r.from = from[4 * all], r.both = from[5 * all];
     }
     turns.advance();
     return r;
@@ -167,41 +170,45 @@ __device__ __forceinline__ Loaded load_turn(Turns& turns) {
 
 // --- B of a turn ---
 
-// What a warp that makes it does: `begin` asks for coefficients, `end` writes values (and slopes). In each round two
-// functions of a pair are a thread's; carriers make B of the pairs that they bring.
-template <int PARTS>
-struct Maker {
-    static constexpr bool BACK = PARTS == 4;
-    static constexpr int ROUNDS = BACK ? 4 : (PAIRS * STRIDE + 32 * SCALARS - 1) / (32 * SCALARS), AT_ONCE = ROUNDS < 4 ? ROUNDS : 4;
-    const float4* basis;
-    float slope;
-    float4 c[AT_ONCE][2];  // of functions k and k + 8, whose values lie side by side
+// Functions k and k + 8 of a pair, whose values lie side by side, are a thread's. For missing pairs they are zero.
+struct Pair {
+    int interval;  // -1: no pair
+    float t;
+};
+__device__ __forceinline__ void ask(float4 (&c)[2], const float4* basis, int bin, const Pair& pair) {
+    const float4* from = basis + (bin * (BIN - STEP) + max(pair.interval, 0)) * K + lane() % STRIDE;
+#pragma unroll
+    for (int k = 0; k < 2; k++) c[k] = pair.interval < 0 ? ZERO : from[k * STRIDE];
+}
+// to b, of the p-th pair; slope: the factor of slopes, where they are wanted
+template <bool SLOPES>
+__device__ __forceinline__ void answer(const float4 (&c)[2], float slope, int p, float t, uint32* b) {
+    int word = lane() % STRIDE;
+    uint32* to = b + p * STRIDE + swapped(p, word / 4) * 4 + word % 4;
+    split(cubic(c[0], t), cubic(c[1], t), to[0], to[PART]);
+    if (SLOPES) split(slope * cubic_slope(c[0], t), slope * cubic_slope(c[1], t), to[2 * PART], to[3 * PART]);
+}
 
-    __device__ __forceinline__ int pair(int round) const {
-        return BACK ? 16 * round + 4 * carrier() + lane() / STRIDE : (thread() + round * 32 * SCALARS) / STRIDE;
-    }
+// What warps of scalars do for all pairs of a turn that has been brought: `begin` asks for coefficients, `end` writes values.
+struct Maker {
+    static constexpr int ROUNDS = (PAIRS * STRIDE + 32 * SCALARS - 1) / (32 * SCALARS), AT_ONCE = ROUNDS < 4 ? ROUNDS : 4;
+    const float4* basis;
+    float4 c[AT_ONCE][2];
+    float t[AT_ONCE];
+
+    __device__ __forceinline__ int pair(int round) const { return (thread() + round * 32 * SCALARS) / STRIDE; }
     __device__ __forceinline__ void ask(const Turn& turn, int round) {
 #pragma unroll
         for (int m = 0; m < AT_ONCE; m++) {
-            int p = pair(round + m), interval = p < 16 * turn.chunks ? turn.interval[p] : -1;
-            c[m][0] = c[m][1] = ZERO;
-            if (interval >= 0) {
-                const float4* from = basis + (turn.bin * (BIN - STEP) + interval) * K + lane() % STRIDE;
-                c[m][0] = from[0], c[m][1] = from[STRIDE];
-            }
+            int p = min(pair(round + m), PAIRS - 1);
+            t[m] = turn.u_t[p].w;
+            ::ask(c[m], basis, turn.bin, {turn.interval[p], t[m]});
         }
     }
-    __device__ __forceinline__ void answer(const Turn& turn, int round, uint32* b) const {
-        int word = lane() % STRIDE;
+    __device__ __forceinline__ void answer(int round, uint32* b) const {
 #pragma unroll
-        for (int m = 0; m < AT_ONCE; m++) {
-            int p = pair(round + m);
-            if (p >= 16 * turn.chunks) continue;
-            float t = turn.u_t[p].w;
-            uint32* to = b + p * STRIDE + swapped(p, word / 4) * 4 + word % 4;
-            split(cubic(c[m][0], t), cubic(c[m][1], t), to[0], to[PART]);
-            if (BACK) split(slope * cubic_slope(c[m][0], t), slope * cubic_slope(c[m][1], t), to[2 * PART], to[3 * PART]);
-        }
+        for (int m = 0; m < AT_ONCE; m++)
+            if (PAIRS * STRIDE % (32 * SCALARS) == 0 || pair(round + m) < PAIRS) ::answer<false>(c[m], 0.f, pair(round + m), t[m], b);
     }
     template <class Memory>
     __device__ __forceinline__ void begin(const Memory& m, const Place<TURNS>& turn) {
@@ -210,10 +217,32 @@ struct Maker {
     }
     template <class Memory>
     __device__ __forceinline__ void end(const Memory& m, const Place<TURNS>& turn) {
-        const Turn& now = m.turns[turn.at];
-        answer(now, 0, m.of(turn.at));
-        for (int round = AT_ONCE; round < ROUNDS; round += AT_ONCE) ask(now, round), answer(now, round, m.of(turn.at));
+        answer(0, m.of(turn.at));
+        for (int round = AT_ONCE; round < ROUNDS; round += AT_ONCE) ask(m.turns[turn.at], round), answer(round, m.of(turn.at));
         barrier_arrive(m.made + turn.at);
+    }
+};
+
+// What a carrier does for its own pairs, of which lane 4 c + q has that of c times 16 and q.
+struct OwnMaker {
+    const float4* basis;
+    float slope;
+    float4 c[4][2];
+    float t[4];
+
+    __device__ __forceinline__ void begin(const Loaded& x) {
+#pragma unroll
+        for (int m = 0; m < 4; m++) {
+            int from = 4 * m + lane() / STRIDE;
+            t[m] = of_lane(x.u_t.w, from);
+            ask(c[m], basis, x.bin, {of_lane(x.interval(), from), t[m]});
+        }
+    }
+    template <class Memory>
+    __device__ __forceinline__ void end(const Memory& memory, const Place<TURNS>& turn) const {
+#pragma unroll
+        for (int m = 0; m < 4; m++) answer<true>(c[m], slope, 16 * m + 4 * carrier() + lane() / STRIDE, t[m], memory.of(turn.at));
+        barrier_arrive(memory.made + turn.at);
     }
 };
 
@@ -235,10 +264,11 @@ __device__ __forceinline__ void clear_missing(float* row, const int (&of)[4]) {
     sync_warp();
 }
 
-// finish(turn) is called when all warps are through with one of those in shared memory.
+// finish(turn) is called when all warps are through with one of those in shared memory. For a transpose B is made, too.
 template <int PARTS, int ROW, int SHARES, int PIECES, class Finish>
 __device__ __forceinline__ void carry(
-    const Memory<PARTS, ROW, SHARES>& m, Turns& turns, const Piece (&pieces)[PIECES], Maker<PARTS> maker, Finish finish) {
+    const Memory<PARTS, ROW, SHARES>& m, Turns& turns, const Piece (&pieces)[PIECES], OwnMaker maker, Finish finish) {
+    constexpr bool BACK = PARTS == 4;
     Place<TURNS> turn, made;
     Place<STAGES> stage;
     auto free = [&] {
@@ -252,17 +282,17 @@ __device__ __forceinline__ void carry(
         Turn& to = m.turns[turn.at];
         if (lane() < 16) {
             int p = lane() / 4 * 16 + 4 * carrier() + lane() % 4;
-            to.u_t[p] = x.u_t, to.edge[p] = x.edge, to.interval[p] = x.interval;
+            to.u_t[p] = x.u_t, to.edge[p] = x.edge(), to.interval[p] = x.interval();
         }
         if (carrier() == 0 && lane() == 0) {
             to.chunks = x.chunks, to.bin = x.bin, to.first = x.first, to.last = x.last, to.cut = x.cut, to.atom = x.atom;
         }
         barrier_arrive(m.brought + turn.at);
-        if (Maker<PARTS>::BACK) maker.begin(m, turn);
+        if (BACK) maker.begin(x);
         turn.next();
     };
     auto make = [&] {
-        if (Maker<PARTS>::BACK) maker.end(m, made), made.next();
+        if (BACK) maker.end(m, made), made.next();
     };
     Loaded now = load_turn(turns), next = load_turn(turns);
     bring(now), make();
@@ -272,7 +302,7 @@ __device__ __forceinline__ void carry(
         for (int c = 0; c < now.chunks; c++, stage.next()) {
             int of[4];
 #pragma unroll
-            for (int q = 0; q < 4; q++) of[q] = of_lane(now.sender, 4 * c + q);
+            for (int q = 0; q < 4; q++) of[q] = of_lane(now.sender(), 4 * c + q);
             float* row = m.rows + (16 * stage.at + 4 * carrier()) * ROW;
             if (stage.again) barrier_wait(m.empty + stage.at, stage.parity ^ 1);
             else clear_missing<ROW>(row, of);
@@ -379,7 +409,7 @@ __device__ __forceinline__ void sum_up(const Forward& m, const float4* basis, co
     Place<STAGES> stage;
     Weights<FILTERS> c;
     float4 sums[3] = {ZERO, ZERO, ZERO};  // of the vectors, or of the scalars of two atoms
-    Maker<2> maker = {basis, 0.f};
+    Maker maker = {basis};
     if (SCALAR) maker.begin(m, turn), maker.end(m, turn);
     int chunks, bin = -1;
     turn_to(m, turn, matrices, c, SCALAR ? 0 : 1, chunks, bin);
@@ -461,7 +491,7 @@ message(const float* __restrict__ pairs, const uint32* __restrict__ words, const
 #else
         Piece pieces[] = {{a, F, 0}};
 #endif
-        carry(m, turns, pieces, Maker<2>{basis, 0.f}, [](int) {});
+        carry(m, turns, pieces, OwnMaker{basis, 0.f}, [](int) {});
     } else if (of_scalars()) sum_up<true>(m, basis, matrices, scales[0], n, ds, dv, rest);
     else sum_up<false>(m, basis, matrices, scales[0], n, ds, dv, rest);
 }
@@ -631,7 +661,7 @@ message_transpose(const float* __restrict__ pairs, const uint32* __restrict__ wo
         Turns turns(words, pairs, n, slots, capacity);
         clear_rest(turns, rest, (1 + SOURCES) * F);
         Piece pieces[] = {{p, F, 0}, {q, 3 * F, F}};
-        carry(m, turns, pieces, Maker<4>{basis, scales[1]}, [&](int k) { add_shares(m.shares + k * SHARES, m.turns[k], n * slots, scales, pair_bars); });
+        carry(m, turns, pieces, OwnMaker{basis, scales[1]}, [&](int k) { add_shares(m.shares + k * SHARES, m.turns[k], n * slots, scales, pair_bars); });
     } else if (of_scalars()) transpose<true>(m, matrices, scales[0], n, of);
     else transpose<false>(m, matrices, scales[0], n, of);
 }
