@@ -388,7 +388,7 @@ def _message_kernel(name: str, width: int, sent: _Sent) -> launch.Kernel:
     f, has_b, has_y, beside = sent
     back, scalars = name == "message_transpose", -(-f // 32)  # warps; twice as many have vectors
     values, shares = (1 + back) * 2 * PAIRS * 2 * FUNCTIONS, back * 5 * scalars * (PAIRS + 8) * 4
-    turns = TURNS * (PAIRS * 24 + 8 * 4 + 3 * 8 + values + shares)
+    turns = TURNS * (PAIRS * 20 + 8 * 4 + 2 * 8 + values + shares)
     stage = 16 * 4 * ((4 if back else 1 + has_b + 3 * has_y) * f + 4) + 2 * 8
     stages = min(STAGES, (launch.most_shared() - turns) // stage)
     of = ("F", f), ("HAS_B", int(has_b)), ("HAS_Y", int(has_y)), ("BESIDE", int(beside))

@@ -5,8 +5,8 @@
 // a turn, all in one bin. A warp has 32 channels of Wa, or of Wb and Wc for four of the atoms, and holds C for them in
 // registers. The tensor cores make W of 16 pairs, two of each atom, from C and B, both as sums of two halves: channels
 // are rows and pairs columns. Carriers, warps without channels, bring turns and what senders have some time before, by bulk
-// copies into a ring in shared memory. B of the next turn is made by those that have time: warps of scalars, or carriers
-// for the transpose. All wait for what they read, not for each other.
+// copies into a ring in shared memory, and make B of the next turn; each has four of 16 pairs. All wait for what they read,
+// not for each other.
 // Defined from outside: F, HAS_B, HAS_Y; BESIDE: whether a, b and y of an atom lie side by side, in the array a; BIN, STEP:
 // intervals of a bin, and from one's beginning to the next one's; STAGES of the ring.
 // scales: the factor of W that undoes those of B and C; of slopes, one more and its inverse.
@@ -50,11 +50,11 @@ __device__ __forceinline__ int carrier() { return warp() - WARPS; }
 // --- what carriers bring ---
 
 struct Turn {
-    float4 u_t[PAIRS];                 // direction and place in the interval
-    int edge[PAIRS], interval[PAIRS];  // -1: no pair
-    int chunks, bin;                   // of 16 pairs, 0: no turn
-    int first, last, cut;              // whether this block's first of these atoms; their last; its last, if that is not theirs
-    int atom, unused[2];               // the first of the eight
+    float4 u_t[PAIRS];     // direction and place in the interval
+    int edge[PAIRS];       // -1: no pair
+    int chunks, bin;       // of 16 pairs, 0: no turn
+    int first, last, cut;  // whether this block's first of these atoms; their last; its last, if that is not theirs
+    int atom, unused[2];   // the first of the eight
 };
 
 template <int COUNT>
@@ -71,16 +71,15 @@ struct Place {  // of COUNT, one after the other and again
 template <int PARTS, int ROW, int SHARES>
 struct Memory {
     Turn* turns;
-    uint64 *brought, *made, *used;  // a turn by the carriers, its B by those that make it; by warps with channels
-    uint64 *full, *empty;           // a stage of the ring by the carriers; by warps with channels
+    uint64 *made, *used;   // a turn by the carriers; by warps with channels
+    uint64 *full, *empty;  // a stage of the ring by the carriers; by warps with channels
     uint32* values;
     float *shares, *rows;
     __device__ __forceinline__ Memory(char* memory) {
-        turns = (Turn*)memory, brought = (uint64*)(turns + TURNS), made = brought + TURNS, used = made + TURNS, full = used + TURNS, empty = full + STAGES;
+        turns = (Turn*)memory, made = (uint64*)(turns + TURNS), used = made + TURNS, full = used + TURNS, empty = full + STAGES;
         values = (uint32*)(empty + STAGES), shares = (float*)(values + TURNS * PARTS * PART), rows = shares + TURNS * SHARES;
         if (thread() == 0) {
-            for (int k = 0; k < TURNS; k++)
-                barrier_init(brought + k, CARRIERS), barrier_init(made + k, PARTS == 4 ? CARRIERS : SCALARS), barrier_init(used + k, WARPS);
+            for (int k = 0; k < TURNS; k++) barrier_init(made + k, CARRIERS), barrier_init(used + k, WARPS);
             for (int k = 0; k < STAGES; k++) barrier_init(full + k, CARRIERS), barrier_init(empty + k, WARPS);
         }
         barriers_made();
@@ -170,79 +169,36 @@ __device__ __forceinline__ Loaded load_turn(Turns& turns) {
 
 // --- B of a turn ---
 
-// Functions k and k + 8 of a pair, whose values lie side by side, are a thread's. For missing pairs they are zero.
-struct Pair {
-    int interval;  // -1: no pair
-    float t;
-};
-__device__ __forceinline__ void ask(float4 (&c)[2], const float4* basis, int bin, const Pair& pair) {
-    const float4* from = basis + (bin * (BIN - STEP) + max(pair.interval, 0)) * K + lane() % STRIDE;
-#pragma unroll
-    for (int k = 0; k < 2; k++) c[k] = pair.interval < 0 ? ZERO : from[k * STRIDE];
-}
-// to b, of the p-th pair; slope: the factor of slopes, where they are wanted
-template <bool SLOPES>
-__device__ __forceinline__ void answer(const float4 (&c)[2], float slope, int p, float t, uint32* b) {
-    int word = lane() % STRIDE;
-    uint32* to = b + p * STRIDE + swapped(p, word / 4) * 4 + word % 4;
-    split(cubic(c[0], t), cubic(c[1], t), to[0], to[PART]);
-    if (SLOPES) split(slope * cubic_slope(c[0], t), slope * cubic_slope(c[1], t), to[2 * PART], to[3 * PART]);
-}
-
-// What warps of scalars do for all pairs of a turn that has been brought: `begin` asks for coefficients, `end` writes values.
+// What a carrier does for its own pairs, with functions k and k + 8 of four pairs a lane, which lie side by side: `begin`
+// asks for coefficients, `end` writes values, and slopes. For missing pairs they are zero.
+template <int PARTS>
 struct Maker {
-    static constexpr int ROUNDS = (PAIRS * STRIDE + 32 * SCALARS - 1) / (32 * SCALARS), AT_ONCE = ROUNDS < 4 ? ROUNDS : 4;
     const float4* basis;
-    float4 c[AT_ONCE][2];
-    float t[AT_ONCE];
-
-    __device__ __forceinline__ int pair(int round) const { return (thread() + round * 32 * SCALARS) / STRIDE; }
-    __device__ __forceinline__ void ask(const Turn& turn, int round) {
-#pragma unroll
-        for (int m = 0; m < AT_ONCE; m++) {
-            int p = min(pair(round + m), PAIRS - 1);
-            t[m] = turn.u_t[p].w;
-            ::ask(c[m], basis, turn.bin, {turn.interval[p], t[m]});
-        }
-    }
-    __device__ __forceinline__ void answer(int round, uint32* b) const {
-#pragma unroll
-        for (int m = 0; m < AT_ONCE; m++)
-            if (PAIRS * STRIDE % (32 * SCALARS) == 0 || pair(round + m) < PAIRS) ::answer<false>(c[m], 0.f, pair(round + m), t[m], b);
-    }
-    template <class Memory>
-    __device__ __forceinline__ void begin(const Memory& m, const Place<TURNS>& turn) {
-        barrier_wait(m.brought + turn.at, turn.parity);
-        ask(m.turns[turn.at], 0);
-    }
-    template <class Memory>
-    __device__ __forceinline__ void end(const Memory& m, const Place<TURNS>& turn) {
-        answer(0, m.of(turn.at));
-        for (int round = AT_ONCE; round < ROUNDS; round += AT_ONCE) ask(m.turns[turn.at], round), answer(round, m.of(turn.at));
-        barrier_arrive(m.made + turn.at);
-    }
-};
-
-// What a carrier does for its own pairs, of which lane 4 c + q has that of c times 16 and q.
-struct OwnMaker {
-    const float4* basis;
-    float slope;
+    float slope;  // the factor of slopes
     float4 c[4][2];
-    float t[4];
+    float t[4], one[4];
 
     __device__ __forceinline__ void begin(const Loaded& x) {
+        const char* from = (const char*)(basis + x.bin * (BIN - STEP) * K + lane() % STRIDE);
 #pragma unroll
-        for (int m = 0; m < 4; m++) {
-            int from = 4 * m + lane() / STRIDE;
-            t[m] = of_lane(x.u_t.w, from);
-            ask(c[m], basis, x.bin, {of_lane(x.interval(), from), t[m]});
+        for (int k = 0; k < 4; k++) {
+            int interval = of_lane(x.interval(), 4 * k + lane() / STRIDE);
+            t[k] = of_lane(x.u_t.w, 4 * k + lane() / STRIDE), one[k] = interval < 0 ? 0.f : 1.f;
+            const float4* at = (const float4*)(from + (uint32)max(interval, 0) * (K * 16));
+            c[k][0] = at[0], c[k][1] = at[STRIDE];
         }
     }
-    template <class Memory>
-    __device__ __forceinline__ void end(const Memory& memory, const Place<TURNS>& turn) const {
+    __device__ __forceinline__ void end(uint32* b) const {
+        int pair = 4 * carrier() + lane() / STRIDE, word = lane() % STRIDE;
+        b += pair * STRIDE + swapped(pair, word / 4) * 4 + word % 4;
 #pragma unroll
-        for (int m = 0; m < 4; m++) answer<true>(c[m], slope, 16 * m + 4 * carrier() + lane() / STRIDE, t[m], memory.of(turn.at));
-        barrier_arrive(memory.made + turn.at);
+        for (int k = 0; k < 4; k++) {
+            uint32* to = b + 16 * k * STRIDE;
+            split(one[k] * cubic(c[k][0], t[k]), one[k] * cubic(c[k][1], t[k]), to[0], to[PART]);
+            if (PARTS < 4) continue;
+            float factor = one[k] * slope;
+            split(factor * cubic_slope(c[k][0], t[k]), factor * cubic_slope(c[k][1], t[k]), to[2 * PART], to[3 * PART]);
+        }
     }
 };
 
@@ -264,12 +220,11 @@ __device__ __forceinline__ void clear_missing(float* row, const int (&of)[4]) {
     sync_warp();
 }
 
-// finish(turn) is called when all warps are through with one of those in shared memory. For a transpose B is made, too.
+// finish(turn) is called when all warps are through with one of those in shared memory.
 template <int PARTS, int ROW, int SHARES, int PIECES, class Finish>
 __device__ __forceinline__ void carry(
-    const Memory<PARTS, ROW, SHARES>& m, Turns& turns, const Piece (&pieces)[PIECES], OwnMaker maker, Finish finish) {
-    constexpr bool BACK = PARTS == 4;
-    Place<TURNS> turn, made;
+    const Memory<PARTS, ROW, SHARES>& m, Turns& turns, const Piece (&pieces)[PIECES], Maker<PARTS> maker, Finish finish) {
+    Place<TURNS> turn;
     Place<STAGES> stage;
     auto free = [&] {
         if (!turn.again) return;
@@ -282,27 +237,23 @@ __device__ __forceinline__ void carry(
         Turn& to = m.turns[turn.at];
         if (lane() < 16) {
             int p = lane() / 4 * 16 + 4 * carrier() + lane() % 4;
-            to.u_t[p] = x.u_t, to.edge[p] = x.edge(), to.interval[p] = x.interval();
+            to.u_t[p] = x.u_t, to.edge[p] = x.edge();
         }
         if (carrier() == 0 && lane() == 0) {
             to.chunks = x.chunks, to.bin = x.bin, to.first = x.first, to.last = x.last, to.cut = x.cut, to.atom = x.atom;
         }
-        barrier_arrive(m.brought + turn.at);
-        if (BACK) maker.begin(x);
-        turn.next();
     };
-    auto make = [&] {
-        if (BACK) maker.end(m, made), made.next();
-    };
-    Loaded now = load_turn(turns), next = load_turn(turns);
-    bring(now), make();
-    while (now.chunks) {
-        bring(next);
+    Loaded next = load_turn(turns);
+    int chunks = 0, sender = -1;  // of the turn before it
+    do {
         Loaded after = load_turn(turns);
-        for (int c = 0; c < now.chunks; c++, stage.next()) {
+        bring(next);
+        maker.begin(next);
+#pragma unroll 1
+        for (int c = 0; c < chunks; c++, stage.next()) {
             int of[4];
 #pragma unroll
-            for (int q = 0; q < 4; q++) of[q] = of_lane(now.sender(), 4 * c + q);
+            for (int q = 0; q < 4; q++) of[q] = of_lane(sender, 4 * c + q);
             float* row = m.rows + (16 * stage.at + 4 * carrier()) * ROW;
             if (stage.again) barrier_wait(m.empty + stage.at, stage.parity ^ 1);
             else clear_missing<ROW>(row, of);
@@ -320,9 +271,11 @@ __device__ __forceinline__ void carry(
             }
             sync_warp();
         }
-        make();
-        now = next, next = after;
-    }
+        maker.end(m.of(turn.at));
+        barrier_arrive(m.made + turn.at);
+        turn.next();
+        chunks = next.chunks, sender = next.sender(), next = after;
+    } while (chunks);
     for (int k = 1; k < TURNS; k++) free(), turn.next();
 }
 
@@ -403,20 +356,15 @@ __device__ __forceinline__ void turn_to(const Memory& m, const Place<TURNS>& tur
 // a row: a, then b and y where there are
 typedef Memory<2, (1 + SOURCES) * F + 4, 0> Forward;
 template <bool SCALAR>
-__device__ __forceinline__ void sum_up(const Forward& m, const float4* basis, const uint4* matrices, float factor, int n, float* ds, float* dv, float* rest) {
+__device__ __forceinline__ void sum_up(const Forward& m, const uint4* matrices, float factor, int n, float* ds, float* dv, float* rest) {
     constexpr int FILTERS = SCALAR ? 1 : 1 + HAS_Y, ROW = (1 + SOURCES) * F + 4;
     Place<TURNS> turn;
     Place<STAGES> stage;
     Weights<FILTERS> c;
     float4 sums[3] = {ZERO, ZERO, ZERO};  // of the vectors, or of the scalars of two atoms
-    Maker maker = {basis};
-    if (SCALAR) maker.begin(m, turn), maker.end(m, turn);
     int chunks, bin = -1;
     turn_to(m, turn, matrices, c, SCALAR ? 0 : 1, chunks, bin);
     while (chunks) {
-        Place<TURNS> next = turn;
-        next.next();
-        if (SCALAR) maker.begin(m, next);
         const Turn& now = m.turns[turn.at];
         const uint32* mine = m.of(turn.at);
         c.arrive((uint32)chunks >> 8);
@@ -446,12 +394,11 @@ __device__ __forceinline__ void sum_up(const Forward& m, const float4* basis, co
                 }
             }
             m.leave(stage);
-            if (SCALAR && chunk == min(1, chunks - 1)) maker.end(m, next);
         }
         bool last = now.last, cut = now.cut;
         int first = now.atom;
         barrier_arrive(m.used + turn.at);
-        turn = next;
+        turn.next();
         turn_to(m, turn, matrices, c, SCALAR ? 0 : 1, chunks, bin);
         if (last || cut) {
             float *to_s = cut ? rest : ds, *to_v = cut ? rest + F : dv;
@@ -491,9 +438,9 @@ message(const float* __restrict__ pairs, const uint32* __restrict__ words, const
 #else
         Piece pieces[] = {{a, F, 0}};
 #endif
-        carry(m, turns, pieces, OwnMaker{basis, 0.f}, [](int) {});
-    } else if (of_scalars()) sum_up<true>(m, basis, matrices, scales[0], n, ds, dv, rest);
-    else sum_up<false>(m, basis, matrices, scales[0], n, ds, dv, rest);
+        carry(m, turns, pieces, Maker<2>{basis, 0.f}, [](int) {});
+    } else if (of_scalars()) sum_up<true>(m, matrices, scales[0], n, ds, dv, rest);
+    else sum_up<false>(m, matrices, scales[0], n, ds, dv, rest);
 }
 
 // Sums over the eight lanes of a pair: one of two numbers each, by the first bit of g; by the others which of more.
@@ -661,7 +608,7 @@ message_transpose(const float* __restrict__ pairs, const uint32* __restrict__ wo
         Turns turns(words, pairs, n, slots, capacity);
         clear_rest(turns, rest, (1 + SOURCES) * F);
         Piece pieces[] = {{p, F, 0}, {q, 3 * F, F}};
-        carry(m, turns, pieces, OwnMaker{basis, scales[1]}, [&](int k) { add_shares(m.shares + k * SHARES, m.turns[k], n * slots, scales, pair_bars); });
+        carry(m, turns, pieces, Maker<4>{basis, scales[1]}, [&](int k) { add_shares(m.shares + k * SHARES, m.turns[k], n * slots, scales, pair_bars); });
     } else if (of_scalars()) transpose<true>(m, matrices, scales[0], n, of);
     else transpose<false>(m, matrices, scales[0], n, of);
 }
