@@ -110,12 +110,14 @@ def readout(on: Any, config: StudentConfig, w: Between, state: Made) -> Made:
 
 
 def hidden_bwd(on: Any, config: StudentConfig, w: Between, state: Made, sums: Rows) -> Made:
-    """s̄', v̄', and z̄ before the slope of the SiLU."""
+    """s̄', v̄' g1 + Mᵀ (v̄' g2), and z̄ before the slope of the SiLU."""
     a_bar, *y_bar = sums
     (s_bar,), v_bar = plus(on.rows(state["s_bar"]), [a_bar]), plus(on.rows(state["v_bar"]), y_bar)
-    v = on.rows(state["heard"])
+    v, g = on.rows(state["heard"]), on.rows(state["g"])
     above = [s_bar, inner(v_bar, v), inner(v_bar, _mix(on, w.update["M"], v))]
-    return {"s_bar": [s_bar], "v_bar": v_bar, "z_bar": on.inward(above, w.update["Bt"])}
+    mixed = _mix(on, w.update["M"], [x * g[1] for x in v_bar], transposed=True)
+    direct = [x * g[0] + y for x, y in zip(v_bar, mixed, strict=True)]
+    return {"s_bar": [s_bar], "direct": direct, "z_bar": on.inward(above, w.update["Bt"])}
 
 
 def update_bwd(on: Any, config: StudentConfig, w: Between, state: Made) -> Made:
@@ -126,10 +128,8 @@ def update_bwd(on: Any, config: StudentConfig, w: Between, state: Made) -> Made:
     n = jnp.sqrt(inner(v, v))
     factor = divide_or_zero(n_bar, n)
     v_new = [factor * x for x in v]
-    if "g" in state:
-        g, v_bar = on.rows(state["g"]), on.rows(state["v_bar"])
-        mixed = _mix(on, w.update["M"], [x * g[1] for x in v_bar], transposed=True)
-        v_new = [a + b * g[0] + c for a, b, c in zip(v_new, v_bar, mixed, strict=True)]
+    if "direct" in state:
+        v_new = plus(v_new, on.rows(state["direct"]))
     return {"s_bar": plus(on.rows(state["s_bar"]), [s_more]), "v_bar": v_new}
 
 
@@ -137,7 +137,7 @@ LAST = (message_heard, update_last, readout, update_bwd)
 PLAN = LEAN = Plan((message_heard, update), {"heard": 3, "hidden": 1, "g": 2}, (hidden_bwd, update_bwd), ())
 
 # what is made takes the memory of what its phase reads for the last time, "sent" of the scalars that were sent
-TAKES = {hidden_bwd: {"s_bar": "sent"}, update_bwd: {"s_bar": "s_bar", "v_bar": "v_bar"}}
+TAKES = {hidden_bwd: {"s_bar": "sent", "direct": "g"}, update_bwd: {"s_bar": "s_bar"}}
 
 
 def _mix(on: Any, matrix: Any, v: Rows, transposed: bool = False) -> Rows:
