@@ -47,3 +47,19 @@ def compile_quickly() -> Iterator[None]:
         patch.setenv(name.upper(), "1")
         yield
     jax.config.update(name, before)
+
+
+@pytest.fixture
+def cuda_kernels_run_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """On a GPU where one is, or on the CPU by the emulator."""
+    from jaxff.kernels.cuda import launch, one
+    from tests.kernels import GPU, emulator
+
+    if not GPU:
+        if emulator.COMPILER is None:
+            pytest.skip("no GPU, and no C++ compiler to run CUDA kernels on a CPU with")
+        monkeypatch.setattr(launch, "emulator", emulator.run)
+    one._arranged.cache_clear()  # of other sizes of GPUs
+    yield
+    one._arranged.cache_clear()
+    jax.clear_caches()

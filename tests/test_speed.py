@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxff import kernels
+from jaxff import kernels, models
 from jaxff.config import PainnConfig, StudentConfig
+from jaxff.kernels.cuda import launch, one, several
 from jaxff.potential import Potential
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -31,6 +32,7 @@ SCRIPTS = (
     "run",
     "registers",
     "fusions",
+    "stages",
 )
 SMALL = {"hidden_dim": 16, "num_interactions": 2, "num_rbf": 6}
 
@@ -126,7 +128,7 @@ def test_seconds_bound_a_run(speed: SimpleNamespace, monkeypatch: pytest.MonkeyP
         ("breakdown", ["-o", "out.json", "painn:xla-exact:one"], "received 'painn:xla-exact:one'"),
         ("fusions", ["-o", "out.json", "painn:21"], "received painn:21"),
         ("plot", ["-o", "out.png", "missing.json"], "expected a result file"),
-        ("plot", ["-o", "out.png", "empty.json"], "found neither"),
+        ("plot", ["-o", "out.png", "empty.json"], "found none"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -191,6 +193,35 @@ def test_parts_of_a_step(
     for part in parts:
         assert part.kept, part.name
         assert all(isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) for x in part.arrays)
+
+
+def test_stages(
+    speed: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda_kernels_run_here: None
+) -> None:
+    """Clocks of the three kernels that do all of a molecule, or of several: each block is always in some stage."""
+    made = {}
+    for name, width in (("student", 64), ("painn", 32)):
+        config = speed.rows.CONFIGS[name].model_copy(update={"hidden_dim": width})
+        plain = Potential(models.init_params(config, jax.random.key(0)), config, engine="fused")._fused.plain
+        made[name] = SimpleNamespace(config=config, engine="fused", _fused=kernels.prepare(plain, config, cuda=True))
+    monkeypatch.setattr(speed.stages, "potential", lambda name, engine: made[name])
+    monkeypatch.setattr(speed.stages, "LAUNCHES", 1)
+    for module in (one, several):
+        monkeypatch.setattr(module, "multiprocessors", lambda: 12)  # three groups of atoms, or six
+    monkeypatch.setattr(launch, "most_shared", lambda: 227 * 1024)
+    rows = {"painn:4": 8, "student:7": 12, "painn:2x3": 4}
+    run_script(speed.stages, monkeypatch, *rows, "-o", tmp_path / "out.json")
+    report = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["stages"]
+    assert (tmp_path / "out.png").exists()
+    for row, blocks in rows.items():
+        parts = report[row]["stages"]
+        assert report[row]["blocks"] == blocks
+        assert {"pairs", "message", "update", "readout", "message, backward", "pairs, backward"} <= set(parts)
+        assert ("gate" in parts and "vectors, backward" in parts) == row.startswith("painn")
+        np.testing.assert_allclose(sum(part["mean"] for part in parts.values()), report[row]["cycles"])
+        assert all(part["fewest"] > 0 for part in parts.values())
+    with pytest.raises(SystemExit, match="2"):
+        run_script(speed.stages, monkeypatch, "student:2x3", "-o", tmp_path / "none.json")
 
 
 def test_breakdown(speed: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of result files: step time against atoms (run.py), and the parts of a step (breakdown.py).
+"""Pictures of result files: step time against atoms (run.py), parts of a step (breakdown.py), and stages (stages.py).
 
     python experiments/speed/plot.py RESULT.json [MORE.json ...] -o PICTURE.png
 
@@ -89,6 +89,20 @@ def draw_breakdowns(breakdowns: dict[str, Any], device: str, path: Path) -> None
     _save(made, path)
 
 
+def draw_stages(stages: dict[str, Any], device: str, path: Path) -> None:
+    """Horizontal bars: cycles of each stage of a kernel, from the block with the fewest to the one with the most."""
+    made, axes = _figure(len(stages), 4.4, 4.2)
+    for axis, (name, one) in zip(axes, stages.items(), strict=True):
+        of = one["stages"]
+        mean, fewest, most = (np.array([stage[key] for stage in of.values()]) for key in ("mean", "fewest", "most"))
+        colours = ["C1" if "backward" in stage else "C0" for stage in of]
+        axis.barh(list(of), mean, color=colours, xerr=(mean - fewest, most - mean), error_kw={"linewidth": 0.8})
+        axis.invert_yaxis()
+        axis.set(xlabel="cycles", title=f"{name}: {one['cycles']:,.0f} cycles")
+    made.suptitle(device, fontsize=9)
+    _save(made, path)
+
+
 def _figure(columns: int, width: float, height: float) -> tuple[Any, Any]:
     """A figure without a display, and its axes."""
     import matplotlib as mpl
@@ -115,12 +129,15 @@ def main() -> None:
     check_output(args.output)
     reports = [read(path) for path in args.results]
     breakdowns = {name: one for report in reports for name, one in report.get("breakdowns", {}).items()}
-    if breakdowns:
+    stages = {name: one for report in reports for name, one in report.get("stages", {}).items()}
+    if stages:
+        draw_stages(stages, reports[0].get("device", ""), args.output)
+    elif breakdowns:
         draw_breakdowns(breakdowns, reports[0].get("device", ""), args.output)
     elif size_series(reports):
         draw_sizes(reports, args.output)
     else:
-        refuse(f"expected size rows or breakdowns in {' '.join(map(str, args.results))}, found neither")
+        refuse(f"expected size rows, breakdowns or stages in {' '.join(map(str, args.results))}, found none")
 
 
 if __name__ == "__main__":

@@ -195,6 +195,10 @@ inline void show(uint4* to, uint4 w) { *to = w; }
 inline uint4 seen(const uint4* from) { return *from; }
 inline uint32 or_differ(uint32 before, uint32 x, uint32 y) { return before | (x ^ y); }
 inline void other_blocks() { next_fiber(); }
+inline uint32 cycles() {
+    static uint32 now = 0;
+    return ++now;
+}
 template <uint32 CYCLES>
 inline void pause_for() {}
 inline uint32 latest(const uint32* x) { return *x; }

@@ -121,11 +121,12 @@ __device__ __forceinline__ uint32 or_differ(uint32 before, uint32 x, uint32 y) {
     return r;
 }
 __device__ __forceinline__ void other_blocks() {}
+__device__ __forceinline__ uint32 cycles() { return clock(); }
 // Waits for some cycles: until what others were about to send may be there, as a look that finds nothing takes longer
 template <uint32 CYCLES>
 __device__ __forceinline__ void pause_for() {
-    uint32 start = clock();
-    while ((uint32)clock() - start < CYCLES) {}
+    uint32 start = cycles();
+    while (cycles() - start < CYCLES) {}
 }
 // what other launches of this kernel left, not what a cache has
 __device__ __forceinline__ uint32 latest(const uint32* x) { return *(const volatile uint32*)x; }
@@ -285,6 +286,24 @@ __device__ __forceinline__ void receive(float4 (&numbers)[COUNT], uint32 tag, Pl
     for (int k = 0; k < COUNT; k++)
         numbers[k] = make_float4(as_float(words[k].x & ~1u), as_float(words[k].y & ~1u), as_float(words[k].z & ~1u), as_float(words[k].w & ~1u));
 }
+
+// Where the time of a kernel goes that does all of a molecule: with CLOCKS, experiments/speed/stages.py has each block's
+// first thread write what begins, and when; names as there. `clocks`: [blocks, CLOCKS, 2].
+enum { STAGE_PAIRS, STAGE_FILTERS, STAGE_EXCHANGE, STAGE_MESSAGE, STAGE_VECTORS, STAGE_UPDATE, STAGE_GATE, STAGE_READOUT,
+       STAGE_MESSAGE_BACK, STAGE_VECTORS_BACK, STAGE_UPDATE_BACK, STAGE_GATE_BACK, STAGE_PAIRS_BACK, STAGE_END };
+#if CLOCKS
+#define WITH_CLOCKS , uint32* clocks
+#define BEGIN_STAGES int stages = 0
+#define STAGE(what) do { \
+    if (thread() == 0 && stages < CLOCKS) { \
+        uint32* to = clocks + (block() * CLOCKS + stages++) * 2; \
+        to[0] = STAGE_##what, to[1] = cycles(); \
+    } } while (0)
+#else
+#define WITH_CLOCKS
+#define BEGIN_STAGES
+#define STAGE(what)
+#endif
 
 // a number as the sum of two halves: 22 bits
 __device__ __forceinline__ void split(float x, float y, uint32& high, uint32& low) {

@@ -732,9 +732,9 @@ extern "C" __global__ void __launch_bounds__(THREADS + LISTENERS, 1) larger(cons
     const float* places,
 #endif
 #if BACK
-    const float* backward, int of_forward, int of_backward, float* energies, float* bars) {
+    const float* backward, int of_forward, int of_backward, float* energies, float* bars WITH_CLOCKS) {
 #else
-    int of_forward, float* energies) {
+    int of_forward, float* energies WITH_CLOCKS) {
 #endif
     SHARED(float4, memory);
     Molecule m(memory);
@@ -766,6 +766,8 @@ extern "C" __global__ void __launch_bounds__(THREADS + LISTENERS, 1) larger(cons
         m.begin(of_blocks, numbers, of_elements);
         m.ask();
     }
+    BEGIN_STAGES;
+    STAGE(PAIRS);
     sync();
     m.evaluate(table);
     sync();
@@ -780,6 +782,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + LISTENERS, 1) larger(cons
         m.take(w_above);
 #endif
         m.take(w_norm);
+        STAGE(MESSAGE);
         m.hear(i, sums);
         if (mine) {
             m.now(SCALAR) += sums[0];
@@ -791,7 +794,9 @@ extern "C" __global__ void __launch_bounds__(THREADS + LISTENERS, 1) larger(cons
             float v[3] = {m.now(VECTOR), m.now(VECTOR + 1), m.now(VECTOR + 2)};
             m.send_vector(0, v);
         }
+        STAGE(EXCHANGE);
         m.receive_vectors<1>();
+        STAGE(VECTORS);
         m.outward_vectors<false>(w_above);
         if (mine) {
             float square = 0.f, epsilon = m.constants[OF_EPSILON];
@@ -807,12 +812,15 @@ extern "C" __global__ void __launch_bounds__(THREADS + LISTENERS, 1) larger(cons
             m.to_inward(0, m.now(SCALAR)), m.to_inward(1, square_root(m.inner(i, HEARD, HEARD)));
         }
 #endif
+        STAGE(UPDATE);
         m.meet();
         m.inward<2>(w_norm, F);
         m.take(w_gates);
         if (PAINN) m.take(w_next);
+        STAGE(EXCHANGE);
         m.receive_hidden(i, 0, OF_UPDATE);
         if (!PAINN && last) m.take(w_next);  // with the three before it would be more than RING
+        STAGE(UPDATE);
         m.outward<3, F>(w_gates, m.x);
         if (mine) {
             float gates[3];
@@ -828,13 +836,16 @@ extern "C" __global__ void __launch_bounds__(THREADS + LISTENERS, 1) larger(cons
             m.to_inward(0, m.now(SCALAR));
         }
         if (PAINN || last) {
+            STAGE(GATE);
             m.meet();
             m.inward<1>(w_next, last ? H : F);
         }
         if (last) break;
 #if PAINN
         m.take(w_gates);
+        STAGE(EXCHANGE);
         m.receive_hidden(i + 1, 1, OF_HIDDEN_GATE);
+        STAGE(GATE);
         m.outward<3, F>(w_gates, m.x);
         float sent[3];
         if (mine) EACH(k, 3) sent[k] = m.kept(i + 1, XS + k) = m.product(k, a) + m.constant(i + 1, OF_SENT + k * C + o);
@@ -847,6 +858,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + LISTENERS, 1) larger(cons
         if (PAINN) m.send_second(sent[1]);
         m.send(sent[0], vector);
     }
+    STAGE(READOUT);
 #if H2
     float w_second[H / 16 * (H2 / 16)], w_second_bar[H / 16 * (H2 / 16)];
     m.take<true>(w_second), m.take<true>(w_second_bar);
@@ -869,7 +881,9 @@ extern "C" __global__ void __launch_bounds__(THREADS + LISTENERS, 1) larger(cons
     ONE_BY_ONE for (int i = LAYERS - 1; i >= 0; i--) {
         float sums[SENT];
         m.take(w_above);
+        STAGE(EXCHANGE);
         m.receive_hidden_bar(i, 0);
+        STAGE(UPDATE_BACK);
         m.outward<2, F>(w_above, m.x);
 #if PAINN
         m.begin_vectors();
@@ -883,7 +897,9 @@ extern "C" __global__ void __launch_bounds__(THREADS + LISTENERS, 1) larger(cons
             m.send_vector(0, uv), m.send_vector(1, vv);
         }
         m.take(w_above);
+        STAGE(EXCHANGE);
         m.receive_vectors<2>();
+        STAGE(VECTORS_BACK);
         m.outward_vectors<true>(w_above);
         if (mine) EACH(k, 3) m.now(VECTOR + k) += m.product(k, a);
 #else
@@ -902,6 +918,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + LISTENERS, 1) larger(cons
         m.send(scalar, vector);
         if (i == 0) break;
         m.take(w_in);
+        STAGE(MESSAGE_BACK);
         m.hear(i, sums);
 #if PAINN
         if (mine) {
@@ -909,14 +926,18 @@ extern "C" __global__ void __launch_bounds__(THREADS + LISTENERS, 1) larger(cons
             EACH(k, 3) along += sums[1 + k] * m.kept(i, VS + k), m.now(VECTOR + k) += factor * sums[1 + k];
             m.to_inward(0, sums[0]), m.to_inward(1, sums[SENT - 1]), m.to_inward(2, along);
         }
+        STAGE(GATE_BACK);
         m.meet();
         m.inward<3>(w_in, F);
         float w_scalar[P];
         m.take(w_scalar), m.take(w_in);
+        STAGE(EXCHANGE);
         m.receive_hidden_bar(i, 1);
+        STAGE(UPDATE_BACK);
         m.outward<1, F>(w_scalar, m.x);
         if (mine) m.now(SCALAR) += m.product(0, a), m.above(i - 1);
 #else
+        STAGE(UPDATE_BACK);
         if (mine) {
             m.now(SCALAR) += sums[0];
             EACH(k, 3) m.now(VECTOR + k) += sums[1 + k];
@@ -926,8 +947,11 @@ extern "C" __global__ void __launch_bounds__(THREADS + LISTENERS, 1) larger(cons
         m.meet();
         m.inward<3>(w_in, F);
     }
+    STAGE(MESSAGE_BACK);
     barrier_wait(m.heard_there, m.messages & 1);
+    STAGE(PAIRS_BACK);
     m.end(bars);
 #endif
+    STAGE(END);
     if (block() == 0 && thread() == 0) finished = m.launched + 1;
 }

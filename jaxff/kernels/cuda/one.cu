@@ -585,9 +585,9 @@ extern "C" __global__ void __launch_bounds__(THREADS + MAKERS + 32, 1) one(TABLE
     const float* places,
 #endif
 #if BACK
-    const float* backward, int of_forward, int of_backward, float* energies, float* bars) {
+    const float* backward, int of_forward, int of_backward, float* energies, float* bars WITH_CLOCKS) {
 #else
-    int of_forward, float* energies) {
+    int of_forward, float* energies WITH_CLOCKS) {
 #endif
     SHARED(float4, memory);
     Molecule m(memory);
@@ -626,6 +626,8 @@ extern "C" __global__ void __launch_bounds__(THREADS + MAKERS + 32, 1) one(TABLE
     const int a = m.a, o = m.o;
     const bool mine = m.mine;
     float w_in[3 * C / 2], w_gates[3 * P], w_above[2 * P];
+    BEGIN_STAGES;
+    STAGE(PAIRS);
     m.begin(of_blocks, numbers, of_elements);
     ONE_BY_ONE for (int i = 0; i < LAYERS; i++) {
         const bool last = i == LAYERS - 1;
@@ -634,8 +636,11 @@ extern "C" __global__ void __launch_bounds__(THREADS + MAKERS + 32, 1) one(TABLE
         m.take(w_above);
 #endif
         m.take(w_norm);
+        STAGE(EXCHANGE);
         if (i > 0) m.receive_sources();
+        STAGE(FILTERS);
         m.wait_for_filters(i);
+        STAGE(MESSAGE);
         m.message(i, sums);
         if (mine) {
             m.now(SCALAR) += sums[0];
@@ -647,7 +652,9 @@ extern "C" __global__ void __launch_bounds__(THREADS + MAKERS + 32, 1) one(TABLE
             float v[3] = {m.now(VECTOR), m.now(VECTOR + 1), m.now(VECTOR + 2)};
             m.send_vector(0, v);
         }
+        STAGE(EXCHANGE);
         m.receive_vectors<1>();
+        STAGE(VECTORS);
         m.outward_vectors<false>(w_above);
         if (mine) {
             float square = 0.f, epsilon = m.constants[OF_EPSILON];
@@ -663,11 +670,14 @@ extern "C" __global__ void __launch_bounds__(THREADS + MAKERS + 32, 1) one(TABLE
             m.to_inward(0, m.now(SCALAR)), m.to_inward(1, square_root(m.inner(i, HEARD, HEARD)));
         }
 #endif
+        STAGE(UPDATE);
         sync_first<THREADS>();
         m.inward<2>(w_norm, F);
         m.take(w_gates);
         if (PAINN || last) m.take(w_next);
+        STAGE(EXCHANGE);
         m.receive_hidden(i, 0, OF_UPDATE);
+        STAGE(UPDATE);
         m.outward<3, F>(w_gates, m.x);
         if (mine) {
             float gates[3];
@@ -683,13 +693,16 @@ extern "C" __global__ void __launch_bounds__(THREADS + MAKERS + 32, 1) one(TABLE
             m.to_inward(0, m.now(SCALAR));
         }
         if (PAINN || last) {
+            STAGE(GATE);
             sync_first<THREADS>();
             m.inward<1>(w_next, last ? H : F);
         }
         if (last) break;
 #if PAINN
         m.take(w_gates);
+        STAGE(EXCHANGE);
         m.receive_hidden(i + 1, 1, OF_HIDDEN_GATE);
+        STAGE(GATE);
         m.outward<3, F>(w_gates, m.x);
         if (mine) EACH(k, 3) sent[k] = m.kept(i + 1, XS + k) = m.product(k, a) + m.constant(i + 1, OF_SENT + k * C + o);
         float factor = sent[2];
@@ -700,6 +713,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + MAKERS + 32, 1) one(TABLE
         if (mine) EACH(k, 3) sent[Y + k] = factor * (m.kept(i + 1, VS + k) = m.now(VECTOR + k));
         m.send(sent);
     }
+    STAGE(READOUT);
 #if H2
     float w_second[H / 16 * (H2 / 16)], w_second_bar[H / 16 * (H2 / 16)];
     m.take(w_second), m.take(w_second_bar);
@@ -718,7 +732,9 @@ extern "C" __global__ void __launch_bounds__(THREADS + MAKERS + 32, 1) one(TABLE
     ONE_BY_ONE for (int i = LAYERS - 1; i >= 0; i--) {
         float sums[5], sent[SENT] = {};
         m.take(w_above);
+        STAGE(EXCHANGE);
         m.receive_hidden_bar(i, 0);
+        STAGE(UPDATE_BACK);
         m.outward<2, F>(w_above, m.x);
 #if PAINN
         m.begin_vectors();
@@ -732,7 +748,9 @@ extern "C" __global__ void __launch_bounds__(THREADS + MAKERS + 32, 1) one(TABLE
             m.send_vector(0, uv), m.send_vector(1, vv);
         }
         m.take(w_above);
+        STAGE(EXCHANGE);
         m.receive_vectors<2>();
+        STAGE(VECTORS_BACK);
         m.outward_vectors<true>(w_above);
         if (mine) EACH(k, 3) m.now(VECTOR_BAR + k) += m.product(k, a);
 #else
@@ -749,7 +767,9 @@ extern "C" __global__ void __launch_bounds__(THREADS + MAKERS + 32, 1) one(TABLE
         }
         m.send(sent);
         if (i > 0) m.take(w_in);
+        STAGE(EXCHANGE);
         m.receive_sources();
+        STAGE(MESSAGE_BACK);
         m.message_transpose(i, sums);
         if (i == 0) break;
 #if PAINN
@@ -758,14 +778,18 @@ extern "C" __global__ void __launch_bounds__(THREADS + MAKERS + 32, 1) one(TABLE
             EACH(k, 3) along += sums[2 + k] * m.kept(i, VS + k), m.now(VECTOR_BAR + k) += factor * sums[2 + k];
             m.to_inward(0, sums[0]), m.to_inward(1, sums[1]), m.to_inward(2, along);
         }
+        STAGE(GATE_BACK);
         sync_first<THREADS>();
         m.inward<3>(w_in, F);
         float w_scalar[P];
         m.take(w_scalar), m.take(w_in);
+        STAGE(EXCHANGE);
         m.receive_hidden_bar(i, 1);
+        STAGE(UPDATE_BACK);
         m.outward<1, F>(w_scalar, m.x);
         if (mine) m.now(SCALAR_BAR) += m.product(0, a), m.above(i - 1);
 #else
+        STAGE(UPDATE_BACK);
         if (mine) {
             m.now(SCALAR_BAR) += sums[0];
             EACH(k, 3) m.now(VECTOR_BAR + k) += sums[2 + k];
@@ -775,7 +799,9 @@ extern "C" __global__ void __launch_bounds__(THREADS + MAKERS + 32, 1) one(TABLE
         sync_first<THREADS>();
         m.inward<3>(w_in, F);
     }
+    STAGE(PAIRS_BACK);
     m.end(bars);
 #endif
+    STAGE(END);
     if (block() == 0 && thread() == 0) finished = m.launched + 1;
 }

@@ -787,7 +787,7 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
 #if BACK
         , float* bars
 #endif
-) {
+        WITH_CLOCKS) {
     Molecule m;
     if (block() >= molecules * P) {  // one that came after all others had ended would wait for the next launch
         if (thread() >= molecules) return;
@@ -803,14 +803,18 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
         }
         m.matrices.ask(0, RING);
     }
+    BEGIN_STAGES;
+    STAGE(PAIRS);
     float s = m.begin(table, of_weights, of_blocks, numbers, of_elements, positions, mask), v[3] = {};
     ONE_BY_ONE for (int i = 0; i < LAYERS; i++) {
         stay(i);
+        STAGE(MESSAGE);
         m.message(i);
         if (m.mine()) {
             s += m.sum(i, 0);
             EACH(k, 3) v[k] += m.sum(i, 1 + k);
         }
+        STAGE(VECTORS);
         m.send(v);
         m.gather<OfVectors, 3>();
         float both[2] = {s, 0.f}, z[1];
@@ -825,6 +829,8 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
         ONE_BY_ONE for (int gate = 0;; gate = 1) {  // the update's hidden channels, and those of the gate of the next layer
             int layer = i + gate;
             float hidden[1] = {};
+            if (gate) STAGE(GATE);
+            else STAGE(UPDATE);
             m.scatter<1, 2>(both, gate, 2 - gate);
             m.collect(z);
             if (m.mine()) hidden[0] = m.silu(layer, gate ? OF_GATE : OF_UPDATE, z[0] + m.constant(layer, gate ? HIDDEN_GATE_BIAS : HIDDEN_BIAS));
@@ -849,6 +855,7 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
         }
         sync();
     }
+    STAGE(READOUT);
     float scalar[1] = {s};
     m.send(scalar);
     m.gather<OfReadout>();
@@ -863,6 +870,8 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
         stay(i);
         if (!gate && m.mine()) three[0] = s, three[1] = s * m.inner(i, UV, VV), three[2] = v[0] * m.kept(i, UV) + v[1] * m.kept(i, UV + 1) + v[2] * m.kept(i, UV + 2);
         float z[1], hidden[1] = {};
+        if (gate) STAGE(GATE_BACK);
+        else STAGE(UPDATE_BACK);
         m.scatter<1, 3>(three, 0);
         m.collect(z);
         if (m.mine()) hidden[0] = z[0] * m.kept(i, gate ? OF_GATE : OF_UPDATE);
@@ -883,6 +892,7 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
             EACH(k, 3) both[k] = along * m.kept(i, VV + k) + m.kept(i, GATES + 1) * v[k];
             EACH(k, 3) both[3 + k] = along * m.kept(i, UV + k) + factor * m.kept(i, VV + k);
         }
+        STAGE(VECTORS_BACK);
         m.scatter<3, 2>(both, 1);
         m.collect(more);
         if (m.mine()) {
@@ -892,8 +902,10 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
             if (i > 0) EACH(k, 3) m.source(Y + k) = m.kept(i, XV) * m.kept(i, VS + k);
         }
         sync();
+        STAGE(PAIRS_BACK);
         m.add_gradients(i);
         if (i == 0) break;
+        STAGE(MESSAGE_BACK);
         m.message_transpose(i);
         if (m.mine()) {
             EACH(k, HEARD) sums[k] = m.sum(i, k);
@@ -902,7 +914,9 @@ several(const float* __restrict__ table, const uint4* __restrict__ of_weights, c
             three[0] = sums[0], three[1] = sums[HEARD - 1], three[2] = along;
         }
     }
+    STAGE(PAIRS_BACK);
     m.end(bars);
 #endif
+    STAGE(END);
     if (m.c == 0 && thread() == 0) finished[m.g] = *m.launched() + 1;
 }
