@@ -24,7 +24,7 @@ Config = StudentConfig | PainnConfig
 CHANNELS = range(
     32, 129, 16
 )  # threads for all pairs of a block; shared memory of every GPU from compute capability 8.0
-RANKS = (16, 32, 48, 64)
+RANKS = range(2, 65, 2)  # of first.cu: as many as fill sectors of 32 bytes
 VALUES, SLOPES = 1e-7, 1e-6  # of the largest filter, and of the largest slope: what few functions may leave out
 BINS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16)  # that would cover all distances without overlap
 FUNCTIONS = 16  # in a bin
@@ -201,9 +201,10 @@ def _of_elements(table: Float[np.ndarray, "T 4 2F"], f: int) -> dict[str, Any] |
     None if those are too many, or if a block has fewer warps than it needs.
     """
     few = few_functions(table, RANKS)
-    if few is None or few[0].shape[2] > f:
+    if few is None or _whole_products(few[0].shape[2]) > f:
         return None
     basis, weights = few
+    weights = np.pad(weights, ((0, _whole_products(len(weights)) - len(weights)), (0, 0)))
     parts = weights[:, :f], weights[:, f:]
     matrices, factors = zip(*(halves(x) for x in (*parts, *(x.T for x in parts))), strict=True)
     return {
@@ -211,6 +212,11 @@ def _of_elements(table: Float[np.ndarray, "T 4 2F"], f: int) -> dict[str, Any] |
         "matrices": list(matrices),
         "factors": _unequal(factors),
     }
+
+
+def _whole_products(functions: int) -> int:
+    """As many rows as products of matrices take for so many functions."""
+    return -(-functions // 16) * 16
 
 
 def _matrices(config: Config, phases: Sequence[Phase], weights: Any, has_v: bool) -> dict[str, Any]:
@@ -398,11 +404,12 @@ def _message_kernel(name: str, width: int, sent: _Sent) -> launch.Kernel:
 
 
 @functools.cache
-def _first_kernel(name: str, f: int, rank: int, has_b: bool, slots: int) -> launch.Kernel:
+def _first_kernel(name: str, f: int, functions: int, has_b: bool, slots: int) -> launch.Kernel:
+    rank = _whole_products(functions)
     sums, rows = 8 * ATOMS * (rank // 2 + 4), 8 * ATOMS * (f // 2 + 4) + 4 * ATOMS * rank + 2 * ATOMS
     of_pairs = 4 * ELEMENTS + ATOMS * slots + f // 16 * 16 * (40 + (slots + 7) // 8)
     shared = 4 * (sums if name == "first_message" else rows) + of_pairs
-    defines = (("F", f), ("K", rank), ("HAS_B", int(has_b)))
+    defines = (("F", f), ("FUNCTIONS", functions), ("HAS_B", int(has_b)))
     return launch.Kernel(name, launch.read("device.cu", "tiles.cu", "first.cu"), defines, 2 * f, shared)
 
 

@@ -5,8 +5,9 @@
 //     D = sum_k B_k'(r) (P_zk + u.Q_zk),  U = sum_k B_k(r) Q_zk.
 // So a pair costs K functions instead of filters; products with C are of atoms. A block has 16 atoms (tiles.cu), a
 // warp some of them, a lane functions of the distance.
-// Defined from outside: F, K, HAS_B.
-#define COLUMNS ((K + 31) / 32)
+// Defined from outside: F, FUNCTIONS, HAS_B.
+#define K ((FUNCTIONS + 15) / 16 * 16)  // as products take them: the last ones are zero
+#define COLUMNS ((FUNCTIONS + 31) / 32)
 #define ROUNDS ((ATOMS + GROUPS - 1) / GROUPS)
 #define STRIDE (K / 2 + 4)  // words of a row of K halves in shared memory
 #define SMALL (ATOMS * STRIDE)
@@ -88,7 +89,8 @@ __device__ __forceinline__ void each(const Pairs& pairs, int local, int z, Use u
 #pragma unroll
                 for (int k = 0; k < COLUMNS; k++) {
                     some.c[q][k] = make_float4(0.f, 0.f, 0.f, 0.f);
-                    if (is_one && 32 * k + lane() < K) some.c[q][k] = pairs.basis[pairs.intervals()[first + q] * K + 32 * k + lane()];
+                    int function = 32 * k + lane();
+                    if (is_one && function < FUNCTIONS) some.c[q][k] = pairs.basis[pairs.intervals()[first + q] * FUNCTIONS + function];
                 }
                 some.t_u[q] = is_one ? pairs.chosen[first + q] : make_float4(0.f, 0.f, 0.f, 0.f);
             }
