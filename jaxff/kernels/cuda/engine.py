@@ -36,6 +36,7 @@ ATOMS = 16  # that tiles.cu and cut.cu take at once
 OWN = 32, 16  # channels of a block of cut.cu: fewer where that leaves multiprocessors idle
 ELEMENTS, SLOTS_OF_ELEMENTS = 128, 1024  # of first.cu, and how many slots an atom may have
 ATOMS_OF_WHOLE = 8  # that a block of pairs.cu serves
+JOINING = 1024  # threads of a block of join.cu, which each add one or two float4
 _MODELS: dict[str, Any] = {"student": student, "painn": painn}
 
 
@@ -317,8 +318,8 @@ def _with_rest(rest: Float[Array, "R C"], arrays: Sequence[Array]) -> Sequence[A
     if -(-n // GROUP) % blocks == 0:
         return arrays
     widths = [x.shape[1] for x in arrays] + [0] * (3 - len(arrays))
-    defines = tuple((f"WIDTH_{k}", width) for k, width in enumerate(widths))
-    kernel = launch.Kernel("join", launch.read("device.cu", "join.cu"), defines, 256, 0)
+    defines = *((f"WIDTH_{k}", width) for k, width in enumerate(widths)), ("THREADS", JOINING)
+    kernel = launch.Kernel("join", launch.read("device.cu", "join.cu"), defines, JOINING, 0)
     shapes = [x.shape for x in arrays]
     return launch.call(kernel, (rest, *arrays), (n, blocks), shapes, blocks - 1, range(1, 1 + len(arrays)))
 

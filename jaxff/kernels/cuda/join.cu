@@ -1,5 +1,5 @@
 // Adds what message.cu left in `rest`: of the group within which a block ended, to what the next block found.
-// Defined from outside: WIDTH_0, WIDTH_1, WIDTH_2 of the arrays, which an atom's row of `rest` has side by side; 0 for none.
+// Defined from outside: THREADS; WIDTH_0, WIDTH_1, WIDTH_2 of the arrays, which an atom's row of `rest` has side by side; 0 for none.
 #define GROUP 8  // atoms
 #define ALL (WIDTH_0 + WIDTH_1 + WIDTH_2)
 #if WIDTH_2
@@ -11,11 +11,11 @@
 #endif
 
 // before, after: the same memory
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(THREADS)
 join(const float* __restrict__ rest, THREE(before), int n, int parts, THREE(after)) {
     long long to = (long long)((n + GROUP - 1) / GROUP) * (block() + 1);
     if (to % parts == 0) return;
-    for (int k = thread(); k < GROUP * ALL / 4; k += 256) {
+    for (int k = thread(); k < GROUP * ALL / 4; k += THREADS) {
         int row = k / (ALL / 4), column = k % (ALL / 4) * 4, atom = (int)(to / parts) * GROUP + row;
         if (atom >= n) return;
         float* at = after_0 + atom * WIDTH_0 + column;
