@@ -88,10 +88,17 @@ class RandomPairs:
     """Pairs that some count of, with the filters [count, N, M, F] and their slopes in float64."""
 
     def __init__(
-        self, rng: np.random.Generator, n: int, slots: int, table: Any, f: int, molecules: bool = False
+        self,
+        rng: np.random.Generator,
+        n: int,
+        slots: int,
+        table: Any,
+        f: int,
+        molecules: bool = False,
+        share: float = 0.8,
     ) -> None:
-        """molecules: all pairs of molecules of `slots` atoms, alike in both directions."""
-        self.senders, self.mask = rng.integers(0, n, (n, slots)), rng.uniform(size=(n, slots)) < 0.8
+        """molecules: all pairs of molecules of `slots` atoms, alike in both directions; share: of pairs that count."""
+        self.senders, self.mask = rng.integers(0, n, (n, slots)), rng.uniform(size=(n, slots)) < share
         self.mask[0] = False
         self.u = rng.normal(size=(3, n, slots))
         x, interval = rng.uniform(size=(n, slots)).astype(np.float32), rng.integers(0, len(table), (n, slots))
@@ -160,22 +167,24 @@ def close_where_present(got: Sequence[Any], expected: Sequence[Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("has_b", "has_y", "slots", "n", "blocks", "stages"),
+    ("has_b", "has_y", "slots", "n", "blocks", "stages", "share"),
     [
-        (True, True, 70, 19, 2, 6),
-        (False, False, 70, 11, 2, 6),
-        (False, True, 130, 11, 1, 1),
-        (True, False, 50, 11, 1, 2),
-        (True, True, 3, 35, 4, 6),
+        (True, True, 70, 19, 2, 6, 0.8),
+        (False, False, 70, 11, 2, 6, 0.8),
+        (False, True, 130, 11, 1, 1, 0.8),
+        (True, False, 50, 11, 1, 2, 0.8),
+        (True, True, 3, 35, 4, 6, 0.8),
+        (False, True, 130, 19, 10, 6, 0.8),
+        (True, True, 70, 11, 30, 6, 0.1),
     ],
 )
 def test_messages_of_many_pairs(
-    has_b: bool, has_y: bool, slots: int, n: int, blocks: int, stages: int, monkeypatch: pytest.MonkeyPatch
+    has_b: bool, has_y: bool, slots: int, n: int, blocks: int, stages: int, share: float, monkeypatch: Any
 ) -> None:
     """More pairs an atom than a block takes at once, or few, some of which don't count, against float64.
 
-    Blocks share groups of atoms, also one of whose turns a block has none. What senders have comes long before it is
-    needed, or as soon as there is a place for it.
+    Blocks share groups of atoms, also one of whose turns a block has none; or several share one. What senders have
+    comes long before it is needed, or as soon as there is a place for it.
     """
     monkeypatch.setattr(engine, "multiprocessors", lambda: blocks)
     monkeypatch.setattr(engine, "STAGES", stages)
@@ -183,7 +192,7 @@ def test_messages_of_many_pairs(
     f, rng = 48, np.random.default_rng(slots)
     table = smooth_table(rng, (2 + has_y) * f)
     (filters,) = engine._filters([table])
-    pairs = RandomPairs(rng, n, slots, table, f)
+    pairs = RandomPairs(rng, n, slots, table, f, share=share)
     a, b, p = rng.normal(size=(3, n, f))
     y, q = rng.normal(size=(2, n, 3, f))
     sources = Sources(single(a), single(b) if has_b else None, single(y) if has_y else None)

@@ -31,6 +31,7 @@ FUNCTIONS = 16  # in a bin
 MOST_INTERVALS = 0x7FFF  # of arrange.cu
 FILTERS = ("basis", "matrices", "scales")  # as the kernels take them
 PAIRS, GROUP = 64, 8  # that message.cu takes at once, and of how many atoms
+PAIRS_OF_BLOCK = 16  # of an atom, at least, where several blocks share it
 STAGES, TURNS, CARRIERS = 6, 4, 4  # of message.cu: of its ring, at most; in shared memory; warps that fill both
 ATOMS = 16  # that tiles.cu and cut.cu take at once
 OWN = 32, 16  # channels of a block of cut.cu: fewer where that leaves multiprocessors idle
@@ -265,11 +266,11 @@ def arranged(geometry: Geometry, num_atoms: int, filters: Any) -> Arranged:
 
 def message(sources: Sources, filters: Any, geometry: Any) -> tuple[Float[Array, "N F"], Float[Array, "N 3F"]]:
     """As jaxff.kernels.message.message, with filters as `prepare` makes them, and an `Arranged` geometry."""
-    n, sent = len(sources.a), _sent(sources, filters)
+    n, sent, blocks = len(sources.a), _sent(sources, filters), _blocks(geometry, len(sources.a))
     f, kernel = sent.f, _message_kernel("message", filters["basis"].shape[1], sent)
     arrays = (geometry.pairs, geometry.turns, *(filters[name] for name in FILTERS), *with_stand_ins(sources))
-    shapes = (n, f), (n, 3 * f), (_blocks(n) * GROUP, 4 * f)
-    ds, dv, rest = launch.call(kernel, arrays, _sizes(geometry, n), shapes, _blocks(n))
+    shapes = (n, f), (n, 3 * f), (blocks * GROUP, 4 * f)
+    ds, dv, rest = launch.call(kernel, arrays, _sizes(geometry, n), shapes, blocks)
     ds, dv = _with_rest(rest, (ds, dv))
     return ds, dv
 
@@ -288,9 +289,10 @@ def message_transpose(
         *cotangents,
         *with_stand_ins(sources),
     )
-    rest_shape = _blocks(n) * GROUP, (1 + has_b + 3 * has_y) * f
+    blocks = _blocks(geometry, n)
+    rest_shape = blocks * GROUP, (1 + has_b + 3 * has_y) * f
     shapes = (n, f), (n * has_b, f), (n * has_y, 3 * f), rest_shape, (4, e)
-    a, b, y, rest, halves_of_pairs = launch.call(kernel, arrays, _sizes(geometry, n), shapes, _blocks(n))
+    a, b, y, rest, halves_of_pairs = launch.call(kernel, arrays, _sizes(geometry, n), shapes, blocks)
     joined = iter(_with_rest(rest, [x for x in (a, b, y) if x.size]))
     bars = Sources(next(joined), next(joined) if has_b else None, next(joined) if has_y else None)
     return bars, halves_of_pairs
@@ -380,8 +382,12 @@ def _sizes(geometry: Arranged, n: int) -> tuple[int, int, int]:
     return n, geometry.senders.shape[0] // n, geometry.turns.shape[1]
 
 
-def _blocks(n: int) -> int:
-    return min(-(-n // GROUP), multiprocessors())
+def _blocks(geometry: Arranged, n: int) -> int:
+    """Of message.cu: several for a group of atoms where that would leave most multiprocessors idle."""
+    groups, slots = -(-n // GROUP), geometry.senders.shape[0] // n
+    if 2 * groups <= multiprocessors():
+        groups *= max(1, slots // PAIRS_OF_BLOCK)
+    return min(groups, multiprocessors())
 
 
 @functools.cache

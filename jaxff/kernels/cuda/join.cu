@@ -1,4 +1,5 @@
-// Adds what message.cu left in `rest`: of the group within which a block ended, to what the next block found.
+// Adds what message.cu left in `rest`: of the group within which blocks ended, to what the last one found. The first of
+// them does it for all, in their order.
 // Defined from outside: THREADS; WIDTH_0, WIDTH_1, WIDTH_2 of the arrays, which an atom's row of `rest` has side by side; 0 for none.
 #define GROUP 8  // atoms
 #define ALL (WIDTH_0 + WIDTH_1 + WIDTH_2)
@@ -13,10 +14,13 @@
 // before, after: the same memory
 extern "C" __global__ void __launch_bounds__(THREADS)
 join(const float* __restrict__ rest, THREE(before), int n, int parts, THREE(after)) {
-    long long to = (long long)((n + GROUP - 1) / GROUP) * (block() + 1);
-    if (to % parts == 0) return;
+    const long long groups = (n + GROUP - 1) / GROUP;
+    const int group = (int)(groups * (block() + 1) / parts);
+    if (groups * (block() + 1) % parts == 0 || (groups * block() / parts == group && groups * block() % parts)) return;
+    int end = block() + 1;
+    while (end + 1 < parts && groups * (end + 1) / parts == group) end++;
     for (int k = thread(); k < GROUP * ALL / 4; k += THREADS) {
-        int row = k / (ALL / 4), column = k % (ALL / 4) * 4, atom = (int)(to / parts) * GROUP + row;
+        int row = k / (ALL / 4), column = k % (ALL / 4) * 4, atom = group * GROUP + row;
         if (atom >= n) return;
         float* at = after_0 + atom * WIDTH_0 + column;
 #if WIDTH_1
@@ -25,7 +29,11 @@ join(const float* __restrict__ rest, THREE(before), int n, int parts, THREE(afte
 #if WIDTH_2
         if (column >= WIDTH_0 + WIDTH_1) at = after_2 + atom * WIDTH_2 + column - WIDTH_0 - WIDTH_1;
 #endif
-        float4 more = *(const float4*)(rest + (block() * GROUP + row) * ALL + column), x = *(float4*)at;
-        *(float4*)at = make_float4(x.x + more.x, x.y + more.y, x.z + more.z, x.w + more.w);
+        float4 x = *(float4*)at;
+        for (int of = block(); of < end; of++) {
+            float4 more = *(const float4*)(rest + (of * GROUP + row) * ALL + column);
+            x = make_float4(x.x + more.x, x.y + more.y, x.z + more.z, x.w + more.w);
+        }
+        *(float4*)at = x;
     }
 }

@@ -102,8 +102,8 @@ struct Memory {
 // The turns of this block: a carrier's lane 4 c + q, of the first 16, has pair 16 c + 4 carrier + q, and before it the word
 // that tells which.
 //
-// Blocks have equal shares of all groups, so that most end within one; what one leaves there for another one to add to
-// (join.cu) goes to `rest`.
+// Blocks have equal shares of all groups, so that most end within one, and of few groups several within each; what they
+// leave there for the last one to add to (join.cu) goes to `rest`.
 struct Turns {
     const uint32* words;
     const float* pairs;
@@ -340,7 +340,8 @@ __device__ __forceinline__ void store_four(float* out, int row, int width, int c
 
 // zeros where a block leaves nothing there, by the carriers
 __device__ __forceinline__ void clear_rest(const Turns& turns, float* rest, int width) {
-    if (block() + 1 < blocks() && !turns.stop)
+    bool nothing = !turns.stop || (turns.group == turns.end && turns.turn == turns.stop);
+    if (block() + 1 < blocks() && nothing)
         for (int k = thread() - 32 * WARPS; k < GROUP * width; k += 32 * CARRIERS) rest[block() * GROUP * width + k] = 0.f;
 }
 
