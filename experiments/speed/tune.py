@@ -1,8 +1,10 @@
 """What the constants of the programs for few atoms cost: NVE steps with each, parity against float64, kernels' times.
 
     python experiments/speed/tune.py -o OUT.json --seconds 100 [--variants 4,32,4,3 8,32,2,3]
+    python experiments/speed/tune.py -o OUT.json --seconds 200 --limits
 
 Variants: programs of an atom, pairs that one takes at once, its warps, tiles asked for ahead (jaxff.kernels.programs).
+Limits: up to how many atoms programs serve a molecule, and phases are cut: NVE steps of sizes between by either way.
 """
 
 from __future__ import annotations
@@ -19,16 +21,28 @@ import numpy as np
 import run
 from breakdown import kernels
 from rows import CONFIGS, nve, potential
+from sizes import size
 from systems import structure
 
 import jaxff.kernels
-from jaxff.kernels import programs
+from jaxff.kernels import message, programs
+from jaxff.kernels.cuda import engine
 from jaxff.potential import Potential
+
+LIMITS = {"FEW_ATOMS": ((96, 128), (128, 64)), "SOME_ATOMS": ((600, 1000, 1500, 2000), (512, 2048))}  # sizes, values
 
 
 def choose(variant: str) -> None:
     """Take the constants of a variant from here on."""
     jaxff.kernels.PARTS, programs.SLOTS, programs.WARPS, programs.AHEAD = (int(x) for x in variant.split(","))
+    jax.clear_caches()
+
+
+def limit(name: str, atoms: int) -> None:
+    """Take this limit from here on."""
+    for module in (jaxff.kernels, message, engine):
+        if hasattr(module, name):
+            setattr(module, name, atoms)
     jax.clear_caches()
 
 
@@ -49,6 +63,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=100.0)
     parser.add_argument("--variants", nargs="*", default=["4,32,4,3", "4,32,2,3", "4,16,4,3", "8,32,4,3"])
     parser.add_argument("--rows", nargs="*", default=["batch-16:painn:fused", "large:painn:fused"])
+    parser.add_argument("--limits", action="store_true", help="these alone")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     begin, report = time.perf_counter(), {}
@@ -63,6 +78,16 @@ def main() -> None:
         print(round(time.perf_counter() - begin, 1), name, report[name], flush=True)
         args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
+    for name, (sizes, values) in (LIMITS if args.limits else {}).items():
+        for atoms in sizes:
+            for value in values:
+                limit(name, value)
+                for architecture in CONFIGS:
+                    what = f"size-{atoms}:{architecture}:{name}={value}"
+                    record(what, lambda a=architecture, n=atoms: size(a, "fused", n))
+        limit(name, values[0])
+    if args.limits:
+        return
     for variant in args.variants:
         choose(variant)
         for architecture in CONFIGS:
