@@ -25,7 +25,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -400,10 +399,8 @@ def main() -> None:
         report["breakdowns"][name] = found = _or_error(partial(breakdown, *what))
         print("   ", rounded({k: v for k, v in found.items() if not k.startswith("kernels")}), flush=True)
         write(args.output, report)
-    if find_spec("matplotlib") is None:
-        print("no matplotlib here, no picture: plot.py makes it later", flush=True)
-    else:
-        plot.draw_breakdowns(report["breakdowns"], device_name, args.output.with_suffix(".png"))
+    picture = args.output.with_suffix(".png")
+    plot.draw_where_possible(plot.draw_breakdowns, report["breakdowns"], device_name, picture)
 
 
 if __name__ == "__main__":

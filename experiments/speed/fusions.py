@@ -25,7 +25,7 @@ import rows
 import sizes
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
-from results import check_output, refuse, write
+from results import check_output, matched, refuse, write
 
 from jaxff import kernels
 from jaxff.kernels.cuda import engine, launch, one, registry, several
@@ -140,10 +140,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
     check_output(args.output)
-    parsed = [ROW.fullmatch(row) for row in args.rows]
-    for row, match in zip(args.rows, parsed, strict=True):
-        if match is None:
-            refuse(f"expected rows like painn:size-10648, painn:batch-16 or painn:energy-21, received {row}")
+    parsed = matched(ROW, args.rows, "painn:size-10648, painn:batch-16 or painn:energy-21")
     if find_spec("jax_cuda13_plugin") is None:
         versions = " ".join(f"jax-cuda13-{name}=={jax.__version__}" for name in ("plugin", "pjrt"))
         refuse(f"expected JAX's CUDA plugin, received none: pip install --no-deps {versions}")
@@ -155,7 +152,7 @@ def main() -> None:
         "rows": {},
     }
     with compiling_for_a_gpu():
-        for row, match in zip(args.rows, parsed, strict=True):
+        for row, match in parsed.items():
             facts = (memory if match[2] == "energy" else seen)(*match.groups())
             report["rows"][row] = facts
             lines = ["    {name}: {result}  {of}".format(**kernel) for kernel in facts.get("kernels", [])]

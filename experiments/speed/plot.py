@@ -8,7 +8,8 @@ Rows of several files of one device go into one picture; a row that stands in tw
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,14 @@ def draw_stages(stages: dict[str, Any], device: str, path: Path) -> None:
         axis.set(xlabel="cycles", title=f"{name}: {one['cycles']:,.0f} cycles")
     made.suptitle(device, fontsize=9)
     _save(made, path)
+
+
+def draw_where_possible(draw: Callable[..., None], *args: Any) -> None:
+    """draw(*args), or a line that says why not."""
+    if find_spec("matplotlib") is None:
+        print("no matplotlib here, no picture: plot.py makes it later", flush=True)
+    else:
+        draw(*args)
 
 
 def _figure(columns: int, width: float, height: float) -> tuple[Any, Any]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -65,6 +66,17 @@ def stamp(device_name: str) -> dict[str, Any]:
         "device": device_name,
         "versions": {"jaxff": jaxff.__version__, "python": platform.python_version()} | installed(*PACKAGES),
     }
+
+
+def matched(pattern: re.Pattern[str], rows: Sequence[str], like: str) -> dict[str, re.Match[str]]:
+    """What the pattern finds in each row; refuses a row that it doesn't fit, with what it should be like."""
+    found = {}
+    for row in rows:
+        match = pattern.fullmatch(row)
+        if match is None:
+            refuse(f"expected rows like {like}, received {row}")
+        found[row] = match
+    return found
 
 
 def what_went_wrong(text: str) -> str:

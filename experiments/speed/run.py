@@ -14,7 +14,6 @@ import argparse
 import time
 import traceback
 import warnings
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -159,10 +158,7 @@ def main() -> None:
         print("   ", rounded(row), flush=True)
         write(args.output, report)
     if any(name.startswith("size") for name in report["rows"]):
-        if find_spec("matplotlib") is None:
-            print("no matplotlib here, no picture: plot.py makes it later", flush=True)
-        else:
-            plot.draw_sizes([report], args.output.with_suffix(".png"))
+        plot.draw_where_possible(plot.draw_sizes, [report], args.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,22 +21,34 @@ import jax.numpy as jnp
 import numpy as np
 import plot
 from jaxtyping import Float, UInt32
-from results import check_output, device, refuse, stamp, write
+from results import check_output, device, matched, refuse, stamp, write
 from rows import CONFIGS, potential, problem
 
+from jaxff.kernels import chain
 from jaxff.kernels.cuda import launch, one, several
 
-STAGES = (  # as device.cu numbers them
-    "pairs", "filters", "exchange", "message", "vectors", "update", "gate", "readout",
-    "message, backward", "vectors, backward", "update, backward", "gate, backward", "pairs, backward", "end",
-)  # fmt: skip
+STAGES = tuple(  # as device.cu numbers them
+    name.lower().replace("_back", ", backward")
+    for name in re.findall(r"\bSTAGE_([A-Z_]+)[, ]", launch.read("device.cu"))
+)
 CLOCKS = 256  # that a block may write
 LAUNCHES = 20
 ROW = re.compile(rf"({'|'.join(CONFIGS)}):(?:([1-9][0-9]*)x)?([1-9][0-9]*)")
 
 
+def one_kernel_serves(architecture: str, molecules: int, atoms: int) -> bool:
+    """Whether one kernel does all of a row here. One molecule: molecules 0."""
+    model = potential(architecture, "fused")
+    if model.engine != "fused":
+        return False
+    tree = model._fused.fused
+    if molecules:
+        return chain.one_kernel_serves_several(tree, model.config, atoms, molecules)
+    return chain.one_kernel_serves(tree, model.config, atoms)
+
+
 def clocks(architecture: str, molecules: int, atoms: int) -> UInt32[np.ndarray, "B CLOCKS 2"]:
-    """What begins, and when, in the order of each block that has channels, to "end". One molecule: molecules 0."""
+    """What begins, and when, in the order of each block that has channels, to "end"."""
     model, p = potential(architecture, "fused"), problem(atoms)
     tree, numbers, mask = model._fused.fused, jnp.asarray(p.numbers), jnp.asarray(p.pairs.mask)
     call, seen = launch.call, list[Any]()
@@ -92,28 +103,21 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
     check_output(args.output)
-    parsed = [ROW.fullmatch(row) for row in args.rows]
-    for row, match in zip(args.rows, parsed, strict=True):
-        if match is None:
-            refuse(f"expected rows like painn:21 or painn:16x21, received {row}")
-    report: dict[str, Any] = stamp(device()[1]) | {"stages": {}}
-    for row, match in zip(args.rows, parsed, strict=True):
-        architecture, molecules, atoms = match[1], int(match[2] or 0), int(match[3])
-        model = potential(architecture, "fused")
-        fits = one.serves(model._fused.fused, model.config, atoms) if model.engine == "fused" else False
-        if molecules and fits:
-            fits = several.serves(model._fused.fused, model.config, atoms, molecules)
-        if not fits:
+    rows = {
+        row: (match[1], int(match[2] or 0), int(match[3]))
+        for row, match in matched(ROW, args.rows, "painn:21 or painn:16x21").items()
+    }
+    for row, what in rows.items():
+        if not one_kernel_serves(*what):
             refuse(f"{row} can't be measured here: no kernel does all of it on this device")
-        report["stages"][row] = found = stages(architecture, molecules, atoms)
+    report: dict[str, Any] = stamp(device()[1]) | {"stages": {}}
+    for row, what in rows.items():
+        report["stages"][row] = found = stages(*what)
         print(f"{row}: {found['cycles']:.0f} cycles, {found['blocks']} blocks")
         for name, of in found["stages"].items():
             print(f"    {name}: {of['mean']:.0f} ({of['fewest']:.0f} to {of['most']:.0f})", flush=True)
         write(args.output, report)
-    if find_spec("matplotlib") is None:
-        print("no matplotlib here, no picture: plot.py makes it later", flush=True)
-    else:
-        plot.draw_stages(report["stages"], report["device"], args.output.with_suffix(".png"))
+    plot.draw_where_possible(plot.draw_stages, report["stages"], report["device"], args.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

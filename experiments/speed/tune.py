@@ -13,6 +13,9 @@ import argparse
 import json
 import time
 import warnings
+from collections.abc import Callable
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,15 @@ def limit(name: str, atoms: int) -> None:
         if hasattr(module, name):
             setattr(module, name, atoms)
     jax.clear_caches()
+
+
+def compare_limits(record: Callable[[str, Callable[[], Any]], None]) -> None:
+    """NVE steps with each value of each limit, of sizes between."""
+    for name, (sizes, values) in LIMITS.items():
+        for atoms, value, architecture in product(sizes, values, CONFIGS):
+            limit(name, value)
+            record(f"size-{atoms}:{architecture}:{name}={value}", partial(size, architecture, "fused", atoms))
+        limit(name, values[0])
 
 
 def parity(architecture: str, atoms: int) -> dict[str, float]:
@@ -78,15 +90,8 @@ def main() -> None:
         print(round(time.perf_counter() - begin, 1), name, report[name], flush=True)
         args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
-    for name, (sizes, values) in (LIMITS if args.limits else {}).items():
-        for atoms in sizes:
-            for value in values:
-                limit(name, value)
-                for architecture in CONFIGS:
-                    what = f"size-{atoms}:{architecture}:{name}={value}"
-                    record(what, lambda a=architecture, n=atoms: size(a, "fused", n))
-        limit(name, values[0])
     if args.limits:
+        compare_limits(record)
         return
     for variant in args.variants:
         choose(variant)

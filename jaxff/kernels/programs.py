@@ -280,8 +280,8 @@ def _launch(step: Step, phase: Phase, weights: Weights, state: Made, heard: Hear
 def _taken(names: Mapping[str, str], listing: _Listing, args: Any, out: Any) -> dict[int, int]:
     """Which output, counted, takes which argument's memory.
 
-    Of what a phase reads for the last time, as many rows as both have, if each program reads no more than the channels
-    that it then writes; of pair gradients that are added to, which a message's kernel sees to.
+    All of what a phase reads for the last time, if each program reads no more than the channels that it then writes; of
+    pair gradients that are added to, which a message's kernel sees to.
     """
     (_, heard, state, _), (places, bars) = (_counted(tree) for tree in (args, out))
     found = {} if heard is None or heard.before is None else {heard.before: bars}
@@ -291,7 +291,8 @@ def _taken(names: Mapping[str, str], listing: _Listing, args: Any, out: Any) -> 
         arrays, where = (args[1].sources.a, heard.sources.a) if read == "sent" else (args[2][read], state[read])
         for array in jax.tree.leaves(arrays):
             assert all(what.kind == "own" for what in listing.reads if what.ref is array)
-        found |= zip(jax.tree.leaves(where), jax.tree.leaves(places[made]), strict=False)
+        dying, made_of_it = jax.tree.leaves(where), jax.tree.leaves(places[made])
+        found |= zip(dying, made_of_it[: len(dying)], strict=True)
     return found
 
 

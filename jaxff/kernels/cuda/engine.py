@@ -266,7 +266,8 @@ def arranged(geometry: Geometry, num_atoms: int, filters: Any) -> Arranged:
 
 def message(sources: Sources, filters: Any, geometry: Any) -> tuple[Float[Array, "N F"], Float[Array, "N 3F"]]:
     """As jaxff.kernels.message.message, with filters as `prepare` makes them, and an `Arranged` geometry."""
-    n, sent, blocks = len(sources.a), _sent(sources, filters), _blocks(geometry, len(sources.a))
+    n, sent = len(sources.a), _sent(sources, filters)
+    blocks = _blocks(geometry, n)
     f, kernel = sent.f, _message_kernel("message", filters["basis"].shape[1], sent)
     arrays = (geometry.pairs, geometry.turns, *(filters[name] for name in FILTERS), *with_stand_ins(sources))
     shapes = (n, f), (n, 3 * f), (blocks * GROUP, 4 * f)
@@ -384,7 +385,7 @@ def _sizes(geometry: Arranged, n: int) -> tuple[int, int, int]:
 
 def _blocks(geometry: Arranged, n: int) -> int:
     """Of message.cu: several for a group of atoms where that would leave most multiprocessors idle."""
-    groups, slots = -(-n // GROUP), geometry.senders.shape[0] // n
+    groups, (_, slots, _) = -(-n // GROUP), _sizes(geometry, n)
     if 2 * groups <= multiprocessors():
         groups *= max(1, slots // PAIRS_OF_BLOCK)
     return min(groups, multiprocessors())

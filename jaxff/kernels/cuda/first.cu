@@ -3,7 +3,7 @@
 //     Δv_i = sum_z b_z sum_k C_bk V_zk,  V_zk the same with B_k(r) u;
 // and of each pair, with P_zk = sum_f C_akf a_zf p_if and Q_zk = sum_f C_bkf b_zf q_if,
 //     D = sum_k B_k'(r) (P_zk + u.Q_zk),  U = sum_k B_k(r) Q_zk.
-// So a pair costs K functions instead of filters; products with C are of atoms. A block has 16 atoms (tiles.cu), a
+// So a pair costs FUNCTIONS instead of filters; products with C are of atoms. A block has 16 atoms (tiles.cu), a
 // warp some of them, a lane functions of the distance.
 // Defined from outside: F, FUNCTIONS, HAS_B.
 #define K ((FUNCTIONS + 15) / 16 * 16)  // as products take them: the last ones are zero

@@ -232,22 +232,19 @@ __device__ __forceinline__ void carry(
         finish(turn.at);
         sync_warp();
     };
-    auto bring = [&](const Loaded& x) {
-        free();
-        Turn& to = m.turns[turn.at];
-        if (lane() < 16) {
-            int p = lane() / 4 * 16 + 4 * carrier() + lane() % 4;
-            to.u_t[p] = x.u_t, to.edge[p] = x.edge();
-        }
-        if (carrier() == 0 && lane() == 0) {
-            to.chunks = x.chunks, to.bin = x.bin, to.first = x.first, to.last = x.last, to.cut = x.cut, to.atom = x.atom;
-        }
-    };
     Loaded next = load_turn(turns);
     int chunks = 0, sender = -1;  // of the turn before it
     do {
         Loaded after = load_turn(turns);
-        bring(next);
+        free();
+        Turn& to = m.turns[turn.at];
+        if (lane() < 16) {
+            int p = lane() / 4 * 16 + 4 * carrier() + lane() % 4;
+            to.u_t[p] = next.u_t, to.edge[p] = next.edge();
+        }
+        if (carrier() == 0 && lane() == 0) {
+            to.chunks = next.chunks, to.bin = next.bin, to.first = next.first, to.last = next.last, to.cut = next.cut, to.atom = next.atom;
+        }
         maker.begin(next);
 #pragma unroll 1
         for (int c = 0; c < chunks; c++, stage.next()) {
