@@ -65,17 +65,14 @@ def parity_of_organic() -> dict[str, float]:
 
 def by_kernels_of_many(checkpoint: Path, data: Any, seconds: float) -> dict[str, Any]:
     """Both parities through the kernels for many atoms and many pairs (jaxff.kernels.cuda), not those of molecules."""
-    from jaxff.kernels.cuda import engine
-
-    limits = kernels.FEW_ATOMS, kernels.FEW_SLOTS, kernels.SOME_ATOMS
-    kernels.FEW_ATOMS = kernels.FEW_SLOTS = kernels.SOME_ATOMS = engine.SOME_ATOMS = 0
+    limits = kernels.FEW_ATOMS, kernels.FEW_SLOTS, kernels.CUT_ATOMS
+    kernels.FEW_ATOMS = kernels.FEW_SLOTS = kernels.CUT_ATOMS = 0
     jax.clear_caches()
     try:
         student = parity(jaxff.load_potential(checkpoint, engine="fused"), data, seconds)
         return {"parity_many_fused": student, "parity_organic_many_fused": parity_of_organic()}
     finally:
-        kernels.FEW_ATOMS, kernels.FEW_SLOTS, kernels.SOME_ATOMS = limits
-        engine.SOME_ATOMS = kernels.SOME_ATOMS
+        kernels.FEW_ATOMS, kernels.FEW_SLOTS, kernels.CUT_ATOMS = limits
         jax.clear_caches()
 
 

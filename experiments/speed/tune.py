@@ -1,7 +1,7 @@
 """What the constants of the programs for few atoms cost: NVE steps with each, parity against float64, kernels' times.
 
     python experiments/speed/tune.py -o OUT.json --seconds 100 [--variants 4,32,4,3 8,32,2,3]
-    python experiments/speed/tune.py -o OUT.json --seconds 200 --limits
+    python experiments/speed/tune.py -o OUT.json --seconds 200 --limits [size-600 ...]
 
 Variants: programs of an atom, pairs that one takes at once, its warps, tiles asked for ahead (jaxff.kernels.programs).
 Limits: up to how many atoms programs serve a molecule, and phases are cut: NVE steps of sizes between by either way.
@@ -28,11 +28,10 @@ from sizes import size
 from systems import structure
 
 import jaxff.kernels
-from jaxff.kernels import message, programs
-from jaxff.kernels.cuda import engine
+from jaxff.kernels import programs
 from jaxff.potential import Potential
 
-LIMITS = {"FEW_ATOMS": ((96, 128), (128, 64)), "SOME_ATOMS": ((600, 1000, 1500, 2000), (512, 2048))}  # sizes, values
+LIMITS = {"FEW_ATOMS": ((96, 128), (128, 64)), "CUT_ATOMS": ((1500, 2000), (1024, 2048))}  # sizes, values
 
 
 def choose(variant: str) -> None:
@@ -43,9 +42,7 @@ def choose(variant: str) -> None:
 
 def limit(name: str, atoms: int) -> None:
     """Take this limit from here on."""
-    for module in (jaxff.kernels, message, engine):
-        if hasattr(module, name):
-            setattr(module, name, atoms)
+    setattr(jaxff.kernels, name, atoms)
     jax.clear_caches()
 
 
@@ -75,7 +72,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=100.0)
     parser.add_argument("--variants", nargs="*", default=["4,32,4,3", "4,32,2,3", "4,16,4,3", "8,32,4,3"])
     parser.add_argument("--rows", nargs="*", default=["batch-16:painn:fused", "large:painn:fused"])
-    parser.add_argument("--limits", action="store_true", help="these alone")
+    parser.add_argument("--limits", nargs="*", help="these alone; rows by the beginning of their names")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     begin, report = time.perf_counter(), {}
@@ -90,8 +87,9 @@ def main() -> None:
         print(round(time.perf_counter() - begin, 1), name, report[name], flush=True)
         args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
-    if args.limits:
-        compare_limits(record)
+    if args.limits is not None:
+        chosen = tuple(args.limits) or ("",)
+        compare_limits(lambda name, measure: record(name, measure) if name.startswith(chosen) else None)
         return
     for variant in args.variants:
         choose(variant)

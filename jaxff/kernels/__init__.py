@@ -41,6 +41,7 @@ __all__ = [
 
 Config = StudentConfig | PainnConfig
 FEW_ATOMS = 128
+CUT_ATOMS = 1024  # of a system with a list: of so few, blocks of phases have some channels each, so that there are more
 FEW_SLOTS = 32  # of an atom: filters of so few pairs come faster from tables than from tensor cores
 MANY_ATOMS = 2048  # of small molecules, from which on filters come faster from tensor cores
 MOST_SLOTS = 1024  # whose order fits into a multiprocessor's shared memory
@@ -337,7 +338,7 @@ def _one_or_many(
     dense = pairs.layout == "all"
     arrays = Launch(*_of_message(config, message), 0, route, dense=dense)
     slots = pairs.mask.shape[-1] // max(1, pairs.num_atoms)
-    lean = cuda and pairs.num_atoms > SOME_ATOMS  # of one system, whether or not it is in a batch
+    lean = cuda and pairs.num_atoms > CUT_ATOMS  # of one system, whether or not it is in a batch
     launch = arrays._replace(cuda=cuda, lean=lean, route=_of_many(route, slots, dense) if cuda else route)
     if route == "native" or pairs.layout != "all" or pairs.num_atoms > FEW_ATOMS:
         return _many(run, launch, arrays, *args)
@@ -389,7 +390,7 @@ def _by_count(launch: Launch, tree: FusedTree, pairs: Pairs) -> Launch:
     """The launch for so many atoms: blocks of CUDA kernels that serve many atoms would leave multiprocessors idle."""
     if not launch.cuda or launch.lean:
         return launch
-    if pairs.num_atoms > SOME_ATOMS:
+    if pairs.num_atoms > (SOME_ATOMS if launch.route == "molecules" else CUT_ATOMS):
         return launch._replace(route="packs") if _in_packs(launch, tree, pairs) else launch
     return launch._replace(cut=True, route="few" if launch.route == "molecules" else launch.route)
 

@@ -303,7 +303,7 @@ def _run(
 def _first(step: atoms.Step, tree: Params, numbers: Array) -> atoms.Heard:
     """The first message; by elements, where CUDA kernels sum it so."""
     table = None
-    if step.launch.cuda:
+    if step.launch.cuda and not step.launch.cut:
         from jaxff.kernels.cuda import engine
 
         table = engine.filters_of_elements(tree["cuda"], len(numbers), len(step.geometry.senders))

@@ -60,8 +60,7 @@ def test_listed(name: str, few_slots: int, some: int, monkeypatch: pytest.Monkey
     With messages on tensor cores, or by Pallas kernels; as of many atoms, the first of them by elements, or of some.
     """
     monkeypatch.setattr(kernels, "FEW_SLOTS", few_slots)
-    monkeypatch.setattr(kernels, "SOME_ATOMS", some)
-    monkeypatch.setattr(engine, "SOME_ATOMS", some)
+    monkeypatch.setattr(kernels, "CUT_ATOMS", some)
     config, tree, fused = prepared(name)
     numbers, positions = random_structure(19)
     vectors, pairs = pairs_in_layout(positions, config.cutoff, "slots", padding=2)
@@ -164,6 +163,35 @@ def close_where_present(got: Sequence[Any], expected: Sequence[Any]) -> None:
     for x, wanted in zip(got, expected, strict=True):
         if x is not None:
             close(x, wanted)
+
+
+def test_turns_are_full() -> None:
+    """Each pair that counts is in one turn, within its bin; turns fit into their memory; most places have a pair."""
+    rng, n, slots = np.random.default_rng(0), 80, 60
+    table = smooth_table(rng, 32, 60)
+    (filters,) = engine._filters([table])
+    bins, width = filters["basis"].shape[:2]
+    assert bins > 4
+    pairs = RandomPairs(rng, n, slots, table, 16)
+    arranged = engine.arranged(pairs.geometry, n, filters)
+    words = np.asarray(arranged.turns).view(np.uint32).astype(int)
+    order = np.asarray(arranged.pairs)[5].view(np.int32).reshape(n, slots)
+    intervals = np.asarray(pairs.geometry.places)[5].reshape(n, slots)
+    taken, chunks_of_all = np.zeros((n, slots), int), 0
+    for group, turns in enumerate(words):
+        last = int(np.argmax(turns[:, 0] >> 23 & 1))
+        assert turns[last, 0] >> 23 & 1
+        for turn in turns[: last + 1]:
+            chunks_of_all += turn[0] >> 20 & 7
+            for a, word in enumerate(turn):
+                begin, count, first_of_bin = word & 0xFFFF, word >> 16 & 15, (word >> 24) * engine._step(width)
+                assert count <= 2 * (word >> 20 & 7)
+                slot = order[8 * group + a, begin : begin + count] & 0xFFFF
+                here = intervals[8 * group + a, slot]
+                assert ((here >= first_of_bin) & (here < first_of_bin + width)).all()
+                taken[8 * group + a, slot] += 1
+    np.testing.assert_array_equal(taken, pairs.mask)
+    assert pairs.mask.sum() > 0.7 * 16 * chunks_of_all  # 0.54 if each turn had all pairs of its bin
 
 
 @pytest.mark.parametrize(
@@ -413,8 +441,7 @@ def test_batch(name: str, few_slots: int, some: int, size: int, monkeypatch: pyt
     """
     monkeypatch.setattr(kernels, "FEW_SLOTS", few_slots)
     monkeypatch.setattr(kernels, "SOME_ATOMS", some)
-    # the first message by elements, as that of many atoms
-    monkeypatch.setattr(engine, "SOME_ATOMS", some if name in ("painn", "student") else few_slots)
+    monkeypatch.setattr(kernels, "CUT_ATOMS", some)
     monkeypatch.setattr(kernels, "MANY_ATOMS", 0 if name == "painn" else 1000)  # from which on molecules are in packs
     monkeypatch.setattr(engine, "OWN", (16,) if name != "student" else (32,))
     threads = 256 if size <= 16 else 512  # as few as do: a CPU runs them one after the other
@@ -465,7 +492,8 @@ def launched(name: str, n: int, slots: int, batch: int, monkeypatch: pytest.Monk
     ("n", "slots", "batch", "expected"),
     [
         (300, 40, 0, {"arrange", "message", "message_transpose", "painn_update", "painn_gate_bwd", "whole"}),
-        (600, 40, 0, {"arrange", "message", "message_transpose", "first_message", "phases", "whole"}),
+        (1000, 40, 0, {"arrange", "message", "message_transpose", "painn_update", "painn_gate_bwd", "whole"}),
+        (1100, 40, 0, {"arrange", "message", "message_transpose", "first_message", "phases", "whole"}),
         (32, 32, 4, {"few_message", "few_transpose", "painn_update_hidden", "painn_gate_bwd"}),
         (9, 9, 20, {"few_message", "few_transpose", "painn_update", "painn_update_hidden_bwd"}),
         (9, 9, 60, {"molecule_message", "molecule_transpose", "phases"}),
@@ -497,16 +525,14 @@ def close_to_exact(model: Any, numbers: Any, positions: Any) -> None:
 
 def test_the_model_that_ships(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "FEW_SLOTS", 0)
-    for module in (kernels, engine):
-        monkeypatch.setattr(module, "SOME_ATOMS", 0)
+    monkeypatch.setattr(kernels, "CUT_ATOMS", 0)
     atoms = molecule("CH3CH2OH")
     close_to_exact("organic", atoms.numbers, atoms.positions)
 
 
 def test_published_student(student_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "FEW_SLOTS", 0)
-    for module in (kernels, engine):
-        monkeypatch.setattr(module, "SOME_ATOMS", 0)
+    monkeypatch.setattr(kernels, "CUT_ATOMS", 0)
     data = np.load(student_dir / "parity_public.npz")
     which = int(np.argmax((data["natoms"] == 14) & ~data["force_ill_defined"]))
     part = slice(*data["offset"][which : which + 2])

@@ -2,10 +2,12 @@
 //
 // A filter takes few functions where distances differ little, so a bin is BIN intervals of the table, and another begins
 // every STEP of them. A turn is up to eight pairs of each atom in one bin: the least that no turn had yet is in it, and
-// so are the next of all atoms up to its end.
+// so are the next of all atoms up to its end; but where few atoms have so many that the next 16 pairs, two of each, would
+// be less than ENOUGH, a later bin has the rest.
 // Defined from outside: BIN, STEP, BINS.
 #define GROUP 8
 #define NO_PAIR 0x7fff    // an interval beyond all
+#define ENOUGH 12
 
 __device__ __forceinline__ int over_group(int x, bool largest) {  // of lanes that differ in the lower three bits
 #pragma unroll
@@ -65,13 +67,19 @@ arrange(const int* __restrict__ senders, const float* __restrict__ places, int n
             while (end < slots && row[end] < bin * STEP + BIN) end++;
             after = over_group(end < slots ? row[end] : NO_PAIR, false);
         }
-        more = after < NO_PAIR;
-        int chunks = max(1, (over_group(end - rank, true) + 1) / 2), left = (chunks + 3) / 4;
-        for (; left; left--) {
-            int now = (chunks + left - 1) / left, count = min(2 * now, end - rank);
+        int count = end - rank, most = max(1, (over_group(count, true) + 1) / 2), chunks = after < NO_PAIR ? 1 : most;
+        for (; chunks < most; chunks++) {
+            uint32 one = lanes_where(lane() < GROUP && count > 2 * chunks), two = lanes_where(lane() < GROUP && count > 2 * chunks + 1);
+            if (ones(one) + ones(two) >= ENOUGH) continue;
+            int left = rank + min(count, 2 * chunks);
+            if (over_group(left < slots ? row[left] : NO_PAIR, false) >= (bin + 1) * STEP) break;
+        }
+        count = min(count, 2 * chunks), more = over_group(rank + count < slots ? row[rank + count] : NO_PAIR, false) < NO_PAIR;
+        for (int left = (chunks + 3) / 4; left; left--) {
+            int now = (chunks + left - 1) / left, here = min(2 * now, count);
             bool last = !more && left == 1;
-            if (lane() < GROUP) *turn = rank | count << 16 | now << 20 | (int)last << 23 | bin << 24;
-            turn += GROUP, rank += count, chunks -= now;
+            if (lane() < GROUP) *turn = rank | here << 16 | now << 20 | (int)last << 23 | bin << 24;
+            turn += GROUP, rank += here, count -= here, chunks -= now;
         }
     }
 }

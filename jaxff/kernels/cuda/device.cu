@@ -130,6 +130,12 @@ __device__ __forceinline__ void pause_for() {
 }
 // what other launches of this kernel left, not what a cache has
 __device__ __forceinline__ uint32 latest(const uint32* x) { return *(const volatile uint32*)x; }
+// what is read once and not written meanwhile: it takes no place in L1
+__device__ __forceinline__ float4 passing(const float4* from) {
+    float4 r;
+    asm("ld.global.nc.L1::no_allocate.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(r.x), "=f"(r.y), "=f"(r.z), "=f"(r.w) : "l"(from));
+    return r;
+}
 // asked for now, wherever it is needed; nothing writes it meanwhile
 __device__ __forceinline__ float4 early(const float4* from) {
     float4 r;

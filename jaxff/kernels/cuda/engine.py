@@ -17,7 +17,7 @@ from jaxff.kernels import painn, student
 from jaxff.kernels.atoms import Heard, Made, PerAtom, Phase, Step, hear
 from jaxff.kernels.cuda import cut, launch, tiles
 from jaxff.kernels.cuda.matrices import as_first, halves, power_of_two
-from jaxff.kernels.message import SOME_ATOMS, Geometry, Sources
+from jaxff.kernels.message import Geometry, Sources
 from jaxff.models.parameters import Params
 
 Config = StudentConfig | PainnConfig
@@ -255,8 +255,7 @@ def arranged(geometry: Geometry, num_atoms: int, filters: Any) -> Arranged:
     slots = geometry.senders.shape[0] // num_atoms
     bins, width = filters["basis"].shape[:2]
     step, groups = _step(width), -(-num_atoms // GROUP)
-    begun = bins if width == step else min(bins, bins * step // (width - step) + 3)  # that eight atoms may go through
-    capacity = slots + 2 * begun
+    capacity = slots + bins  # turns of c times 16 pairs have 2 c - 1 of some atom, and up to four stand together
     defines = ("BIN", width), ("STEP", step), ("BINS", bins)
     source, shared = launch.read("device.cu", "arrange.cu"), 2 * 4 * GROUP * (slots + 3)
     kernel = launch.Kernel("arrange", source, defines, 32 * GROUP, shared)
@@ -329,7 +328,7 @@ def _with_rest(rest: Float[Array, "R C"], arrays: Sequence[Array]) -> Sequence[A
 
 def filters_of_elements(tree: Params, num_atoms: int, num_pairs: int) -> dict[str, Any] | None:
     """The first interaction's filters for first.cu, of what `prepare` makes; None where `message` is to serve."""
-    if tree["first"] is None or num_atoms <= SOME_ATOMS or num_pairs > num_atoms * SLOTS_OF_ELEMENTS:
+    if tree["first"] is None or num_pairs > num_atoms * SLOTS_OF_ELEMENTS:
         return None
     return tree["first"]
 

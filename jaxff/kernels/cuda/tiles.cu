@@ -31,7 +31,7 @@ __device__ __forceinline__ Row load_row(const Here& h, const float* x, int strid
 #pragma unroll
     for (int k = 0; k < 2; k++) {
         float4 q = make_float4(0.f, 0.f, 0.f, 0.f);
-        if (h.has(k, width)) q = *(const float4*)(x + (long long)(h.atom + 8 * k) * stride + offset + h.channel);
+        if (h.has(k, width)) q = passing((const float4*)(x + (long long)(h.atom + 8 * k) * stride + offset + h.channel));
         r.v[4 * k] = q.x, r.v[4 * k + 1] = q.y, r.v[4 * k + 2] = q.z, r.v[4 * k + 3] = q.w;
     }
     return r;
