@@ -33,6 +33,7 @@ SCRIPTS = (
     "registers",
     "fusions",
     "stages",
+    "counters",
 )
 SMALL = {"hidden_dim": 16, "num_interactions": 2, "num_rbf": 6}
 
@@ -222,6 +223,35 @@ def test_stages(
         assert all(part["fewest"] > 0 for part in parts.values())
     with pytest.raises(SystemExit, match="2"):
         run_script(speed.stages, monkeypatch, "student:2x3", "-o", tmp_path / "none.json")
+
+
+LOG = """==PROF== Connected to process 1
+"ID","Kernel Name","Block Size","Grid Size","gpu__time_duration.sum","lts__t_bytes.sum","{issue}"
+"","","","","ns","byte","%"
+"0","message","(512, 1, 1)","(132, 1, 1)","247,328","1707080864","47.2"
+"1","join","(1024, 1, 1)","(131, 1, 1)","4128","8495904","16.9"
+"""
+
+
+def test_counters(speed: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    log, out = tmp_path / "log.csv", tmp_path / "out.json"
+    log.write_text(LOG.format(issue=speed.counters.METRICS["issue_slots_percent"][0]), encoding="utf-8")
+    run_script(speed.counters, monkeypatch, "painn:10648", "--read", log, "-o", out)
+    message, join = json.loads(out.read_text(encoding="utf-8"))["kernels"]["painn:10648"]
+    assert message == {
+        "kernel": "message",
+        "blocks": 132,
+        "us": pytest.approx(247.328),
+        "MB_through_L2": pytest.approx(1707.080864),
+        "issue_slots_percent": 47.2,
+    }
+    assert join["blocks"] == 131
+    assert "painn:10648: 251 us in 2 kernels" in capsys.readouterr().out
+    log.write_text("==PROF== nothing\n", encoding="utf-8")
+    monkeypatch.setenv("PATH", "")
+    for arguments in (["--read", log], ["--read", tmp_path / "none.csv"], []):
+        with pytest.raises(SystemExit, match="2"):
+            run_script(speed.counters, monkeypatch, "painn:10648", *arguments)
 
 
 def test_breakdown(speed: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

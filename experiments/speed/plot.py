@@ -48,7 +48,7 @@ def draw_sizes(reports: Sequence[dict[str, Any]], path: Path) -> None:
     """Median step time with its extremes against atoms, an axis for each architecture, the limit as a dashed line."""
     series = size_series(reports)
     architectures = list(dict.fromkeys(architecture for architecture, _ in series))
-    made, axes = _figure(len(architectures), 5.2, 4.6)
+    made, axes = _figure(len(architectures), 5.2, 5.0)
     for axis, architecture in zip(axes, architectures, strict=True):
         for engine, (label, colour, marker) in LINES.items():
             points = series.get((architecture, engine), [])
@@ -68,7 +68,7 @@ def draw_sizes(reports: Sequence[dict[str, Any]], path: Path) -> None:
         axis.plot(x, np.maximum(LIMIT_FLOOR, LIMIT_PER_ATOM * x), "k--", linewidth=1, label="estimated limit, H200")
         axis.set(xscale="log", yscale="log", xlabel="atoms", ylabel="time of a step, µs", title=architecture)
         axis.grid(alpha=0.3, which="both", linewidth=0.4)
-        axis.legend(fontsize=7, loc="lower right")
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
     made.suptitle(", ".join(dict.fromkeys(report["device"] for report in reports)), fontsize=9)
     _save(made, path)
 

@@ -10,7 +10,6 @@ Limits: up to how many atoms programs serve a molecule, and phases are cut: NVE 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 import warnings
 from collections.abc import Callable
@@ -23,6 +22,7 @@ import jax
 import numpy as np
 import run
 from breakdown import kernels
+from results import check_output, device, stamp, write
 from rows import CONFIGS, nve, potential
 from sizes import size
 from systems import structure
@@ -74,18 +74,20 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", default=["batch-16:painn:fused", "large:painn:fused"])
     parser.add_argument("--limits", nargs="*", help="these alone; rows by the beginning of their names")
     args = parser.parse_args()
+    check_output(args.output)
     warnings.simplefilter("ignore")
-    begin, report = time.perf_counter(), {}
+    begin, rows = time.perf_counter(), dict[str, Any]()
+    report = stamp(device()[1]) | {"rows": rows}
 
     def record(name: str, measure: Any) -> None:
         if time.perf_counter() - begin > args.seconds:
             return
         try:
-            report[name] = measure()
+            rows[name] = measure()
         except Exception as error:  # noqa: BLE001 - a variant that doesn't compile says so, and the next is measured
-            report[name] = str(error)[:600]
-        print(round(time.perf_counter() - begin, 1), name, report[name], flush=True)
-        args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            rows[name] = str(error)[:600]
+        print(round(time.perf_counter() - begin, 1), name, rows[name], flush=True)
+        write(args.output, report)
 
     if args.limits is not None:
         chosen = tuple(args.limits) or ("",)
