@@ -38,9 +38,9 @@ def _compiled(kernel: Kernel) -> Any:
     source, library = folder / f"{abs(hash(kernel))}.cpp", folder / f"{abs(hash(kernel))}.so"
     call = f"run_kernel({kernel.name}, args, blocks, threads, shared, {int(kernel.together)});"
     run = f'extern "C" void run(void** args, int blocks, int threads, int shared) {{ {call} }}'
-    source.write_text("\n".join(['#include "host.h"', kernel.source, run]))
-    defines = [f"-D{name}={value}" for name, value in kernel.defines]
-    command = [COMPILER, *FLAGS, "-shared", *defines, str(source), "-o", str(library)]
+    defines = [f"#define {name} {value}" for name, value in kernel.defines]  # as options they would spoil the header
+    source.write_text("\n".join(['#include "host.h"', *defines, kernel.source, run]))
+    command = [COMPILER, *FLAGS, "-shared", str(source), "-o", str(library)]
     subprocess.run(command, check=True)
     return ctypes.CDLL(str(library)).run
 
