@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from results import check_output, device, matched, refuse, stamp, write
+from results import check_output, device, matched, refuse, stamp, what_went_wrong, write
 from rows import CONFIGS, problem
 
 ROW = re.compile(rf"({'|'.join(CONFIGS)}):([1-9][0-9]*)")
@@ -82,7 +82,7 @@ def profiled(row: str) -> list[dict[str, Any]]:
         except subprocess.TimeoutExpired:
             raise ValueError(f"{row} was not done after {TIMEOUT:.0f} s") from None
         if done.returncode or not log.exists():
-            raise ValueError(f"{row} failed: {(done.stderr or done.stdout).strip()[-300:]}")
+            raise ValueError(f"{row} failed: {what_went_wrong(done.stderr or done.stdout)}")
         return kernels(log)
 
 
@@ -112,7 +112,8 @@ def main() -> None:
         refuse(f"expected one row beside --read, received {len(rows)}")
     if args.read is None and shutil.which("ncu") is None:
         refuse("ncu, Nsight Compute's command, was not found in PATH")
-    report: dict[str, Any] = {"kernels": {}}
+    measured_here = args.output is not None and args.read is None  # a log doesn't tell of which device it is
+    report: dict[str, Any] = (stamp(device(own_process=False)[1]) if measured_here else {}) | {"kernels": {}}
     for row in rows:
         try:
             report["kernels"][row] = profiled(row) if args.read is None else kernels(args.read)
@@ -120,7 +121,7 @@ def main() -> None:
             refuse(str(error))
         show(row, report["kernels"][row])
         if args.output is not None:
-            write(args.output, stamp(device(own_process=False)[1]) | report)
+            write(args.output, report)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What the constants of the programs for few atoms cost: NVE steps with each, parity against float64, kernels' times.
 
     python experiments/speed/tune.py -o OUT.json --seconds 100 [--variants 4,32,4,3 8,32,2,3]
-    python experiments/speed/tune.py -o OUT.json --seconds 200 --limits [size-600 ...]
+    python experiments/speed/tune.py -o OUT.json --seconds 200 --limits [size-1500 ...]
 
 Variants: programs of an atom, pairs that one takes at once, its warps, tiles asked for ahead (jaxff.kernels.programs).
 Limits: up to how many atoms programs serve a molecule, and phases are cut: NVE steps of sizes between by either way.
