@@ -13,6 +13,8 @@ from ase.build import molecule
 
 from jaxff import kernels, load_potential, models
 from jaxff.kernels.cuda import engine, few, launch, molecules, packs, tiles
+from jaxff.kernels.cuda.filters import of_bins as filters_in_bins
+from jaxff.kernels.cuda.filters import of_elements, step_between
 from jaxff.kernels.cuda.matrices import halves
 from jaxff.kernels.message import Geometry, Launch, Sources, whole
 from jaxff.ops import accumulate_forces
@@ -169,7 +171,7 @@ def test_turns_are_full() -> None:
     """Each pair that counts is in one turn, within its bin; turns fit into their memory; most places have a pair."""
     rng, n, slots = np.random.default_rng(0), 80, 60
     table = smooth_table(rng, 32, 60)
-    (filters,) = engine._filters([table])
+    (filters,) = filters_in_bins([table])
     bins, width = filters["basis"].shape[:2]
     assert bins > 4
     pairs = RandomPairs(rng, n, slots, table, 16)
@@ -184,7 +186,7 @@ def test_turns_are_full() -> None:
         for turn in turns[: last + 1]:
             chunks_of_all += turn[0] >> 20 & 7
             for a, word in enumerate(turn):
-                begin, count, first_of_bin = word & 0xFFFF, word >> 16 & 15, (word >> 24) * engine._step(width)
+                begin, count, first_of_bin = word & 0xFFFF, word >> 16 & 15, (word >> 24) * step_between(width)
                 assert count <= 2 * (word >> 20 & 7)
                 slot = order[8 * group + a, begin : begin + count] & 0xFFFF
                 here = intervals[8 * group + a, slot]
@@ -219,7 +221,7 @@ def test_messages_of_many_pairs(
     engine._message_kernel.cache_clear()
     f, rng = 48, np.random.default_rng(slots)
     table = smooth_table(rng, (2 + has_y) * f)
-    (filters,) = engine._filters([table])
+    (filters,) = filters_in_bins([table])
     pairs = RandomPairs(rng, n, slots, table, f, share=share)
     a, b, p = rng.normal(size=(3, n, f))
     y, q = rng.normal(size=(2, n, 3, f))
@@ -377,7 +379,7 @@ def test_first_message_by_elements(has_b: bool, f: int) -> None:
     """Sums and halves against float64: more than a tile of atoms, of which one hears nothing."""
     n, slots, rng = 19, 37, np.random.default_rng(f)
     table = smooth_table(rng, 2 * f)
-    filters = engine._of_elements(table, f)
+    filters = of_elements(table, f)
     assert filters is not None
     pairs = RandomPairs(rng, n, slots, table, f)
     numbers = rng.choice([1, 6, 7, 8, 17, 53, 127], n)
@@ -562,7 +564,7 @@ def test_few_functions_make_the_filters() -> None:
     delta, slope = np.diff(curves, axis=1), np.gradient(curves, axis=1)
     g, h = slope[:, :-1], slope[:, 1:]
     table = np.stack([curves[:, :-1], g, 3 * delta - 2 * g - h, g + h - 2 * delta]).transpose(2, 0, 1)
-    made = engine._filters([table])[0]
+    made = filters_in_bins([table])[0]
     bins, width = made["basis"].shape[:2]
     assert bins > 1
     words = made["matrices"].view(np.float16).astype(np.float64).reshape(bins, 6, 2, 2, 16, 4, 2).sum(axis=3)
@@ -572,14 +574,14 @@ def test_few_functions_make_the_filters() -> None:
         function = row // 2 + 8 * (row % 2)  # k and k + 8 lie side by side
         c[:, function, 16 * group + column] = words[:, group, tile, lane, word, half] * made["scales"][0]
     for k in range(bins):
-        here = table[k * engine._step(width) :][:width]
+        here = table[k * step_between(width) :][:width]
         cubics = np.asarray(made["basis"][k], np.float64).transpose(2, 0, 1)[:, : len(here)] @ c[k]
         np.testing.assert_allclose(cubics[0], here[:, 0], atol=3e-7 * np.abs(table[:, 0]).max())
         np.testing.assert_allclose(cubics[1], here[:, 1], atol=1e-6 * np.abs(table[:, 1]).max())
-    assert len(here) > width - engine._step(width)
+    assert len(here) > width - step_between(width)
     noise = np.random.default_rng(0).normal(size=(256, 4, 96))
-    assert engine._filters([table, noise]) is None
-    assert engine._of_elements(noise, 48) is None
+    assert filters_in_bins([table, noise]) is None
+    assert of_elements(noise, 48) is None
 
 
 def test_fewer_rows_wait() -> None:
@@ -598,6 +600,23 @@ def test_fewer_rows_wait() -> None:
     names = [eqn.primitive.name for eqn in tiles._ordered(jaxpr, jaxpr.invars[:2])]
     product = "tile_product"
     assert names == [product, product, "mul", product, "tile_entry", "mul", "add"]
+
+
+def test_rows_are_read_once_for_two_matrices() -> None:
+    """Products of the same rows by two matrices run at once, with the factor of each; others by themselves."""
+
+    def run(x: Any, y: Any, *kernels: Any) -> Any:
+        on = tiles._Tile(32)
+        return on.product(x, kernels[0]) * on.product(y, kernels[0]) + on.product(x, kernels[1])
+
+    row, kernel = jax.ShapeDtypeStruct((16, 32), jnp.float32), jax.ShapeDtypeStruct((32, 32), jnp.float32)
+    jaxpr = jax.make_jaxpr(run)(row, row, kernel, kernel).jaxpr
+    writer = tiles.Writer(32, jaxpr, 2, tiles.UNITS)
+    writer.walk(jaxpr.eqns, {})
+    assert [p.sources for p in writer.products] == [(0,), (1,), (0,)]
+    products = [line for line in writer.lines if line.startswith("accumulate")]
+    assert ["Both{p0, p1}" in products[0], "p2 +" in products[1], len(products)] == [True, True, 2]
+    assert any("factors[0], factors[1]" in line for line in writer.lines)
 
 
 def test_compiles_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

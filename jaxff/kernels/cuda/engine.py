@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,7 +15,8 @@ from jaxff.config import PainnConfig, StudentConfig
 from jaxff.kernels import painn, student
 from jaxff.kernels.atoms import Heard, Made, PerAtom, Phase, Step, hear
 from jaxff.kernels.cuda import cut, launch, tiles
-from jaxff.kernels.cuda.matrices import as_first, halves, power_of_two
+from jaxff.kernels.cuda.filters import FUNCTIONS, of_bins, of_elements, step_between, whole_products
+from jaxff.kernels.cuda.matrices import halves, unequal
 from jaxff.kernels.message import Geometry, Sources
 from jaxff.models.parameters import Params
 
@@ -24,11 +24,6 @@ Config = StudentConfig | PainnConfig
 CHANNELS = range(
     32, 129, 16
 )  # threads for all pairs of a block; shared memory of every GPU from compute capability 8.0
-RANKS = range(2, 65, 2)  # of first.cu: as many as fill sectors of 32 bytes
-VALUES, SLOPES = 1e-7, 1e-6  # of the largest filter, and of the largest slope: what few functions may leave out
-BINS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16)  # that would cover all distances without overlap
-FUNCTIONS = 16  # in a bin
-MOST_INTERVALS = 0x7FFF  # of arrange.cu
 FILTERS = ("basis", "matrices", "scales")  # as the kernels take them
 PAIRS, GROUP = 64, 8  # that message.cu takes at once, and of how many atoms
 PAIRS_OF_BLOCK = 16  # of an atom, at least, where several blocks share it
@@ -52,7 +47,7 @@ def prepare(tree: Params, config: Config) -> dict[str, Any] | None:
     if config.hidden_dim not in CHANNELS:
         return None
     tables = [np.asarray(tree[f"interaction_{i}"]["table"], np.float64) for i in range(config.num_interactions)]
-    filters = _filters(tables)
+    filters = of_bins(tables)
     if filters is None:
         return None
     model, last = _MODELS[config.architecture], config.num_interactions - 1
@@ -65,160 +60,10 @@ def prepare(tree: Params, config: Config) -> dict[str, Any] | None:
     }
     return backward | {
         "filters": filters,
-        "first": _of_elements(tables[0], config.hidden_dim),
+        "first": of_elements(tables[0], config.hidden_dim),
         "forward": [_matrices(config, model.PLAN.between, w, i > 0) for i, w in enumerate(between)],
         "last": _matrices(config, model.LAST, model.weights(tree, last, True), last > 0),
     }
-
-
-class Curves(NamedTuple):
-    """Values and slopes of filters over all intervals, each divided by its largest."""
-
-    values: Float[np.ndarray, "T C"]
-    slopes: Float[np.ndarray, "T C"]
-
-
-def _curves(table: Float[np.ndarray, "T 4 C"]) -> Curves:
-    heights = [float(np.max(np.abs(table[:, power]))) or 1.0 for power in (0, 1)]
-    return Curves(table[:, 0] / heights[0], table[:, 1] / heights[1])
-
-
-def _directions(curves: Curves, rows: slice) -> Float[np.ndarray, "C C"]:
-    """Those of most variance of values and slopes over some intervals, by importance."""
-    thinned = np.concatenate([x[rows] for x in curves])
-    return np.linalg.svd(thinned, full_matrices=False)[2].T
-
-
-def _left(curves: Curves, directions: Float[np.ndarray, "C K"]) -> bool:
-    """Whether what these directions leave of values and slopes is less than float32 rounds."""
-    left = (np.max(np.abs(x - x @ directions @ directions.T)) for x in curves)
-    return all(x <= allowed for x, allowed in zip(left, (VALUES, SLOPES), strict=True))
-
-
-def _scaled(basis: Float[np.ndarray, "T 4 K"]) -> tuple[Float[np.ndarray, "T 4 K"], Float[np.ndarray, "K"]]:
-    """The functions at most 64 high, and what undoes that."""
-    height = np.max(np.abs(basis[:, 0]), axis=0) / 64
-    height = np.where(height > 0, height, 1)
-    return basis / height, height
-
-
-class Binned(NamedTuple):
-    """W(t) = Σ_k B_k(t) C_k in each bin of T intervals: cubics of all B, and C."""
-
-    basis: Float[np.ndarray, "bins T 4 16"]
-    weights: Float[np.ndarray, "bins 16 C"]
-
-
-class Reduced(NamedTuple):
-    """A table's curves, and along the directions that matter anywhere: little is left to do for each bin."""
-
-    table: Float[np.ndarray, "T 4 C"]
-    curves: Curves
-    ways: Float[np.ndarray, "C R"]
-    few: Curves
-
-
-def _reduced(table: Float[np.ndarray, "T 4 C"]) -> Reduced:
-    curves = _curves(table)
-    ways = _directions(curves, slice(None, None, max(1, len(table) // 1024)))[:, :96]
-    return Reduced(table, curves, ways, Curves(*(x @ ways for x in curves)))
-
-
-def _binned(reduced: Reduced, width: int) -> Binned | None:
-    """W with 16 functions in each bin of `width` intervals, of which the next begins after `_step`; or None.
-
-    B_k are cubics where W are, so that slopes remain those of the values.
-    """
-    table, curves, ways, few = reduced
-    columns, step, basis, weights = table.shape[2], _step(width), [], []
-    for begin in range(0, max(1, len(table) - width + step), step):
-        rows = slice(begin, begin + width)
-        here = _directions(few, slice(begin, begin + width, max(1, width // 64)))
-        chosen = ways @ here[:, :FUNCTIONS]
-        if not _left(Curves(*(x[rows] for x in curves)), chosen):
-            return None
-        chosen = np.pad(chosen, ((0, 0), (0, FUNCTIONS - chosen.shape[1])))
-        functions, height = _scaled(table[rows] @ chosen)
-        basis.append(np.pad(functions, ((0, width - len(functions)), (0, 0), (0, 0))))
-        weights.append((chosen * height).T.reshape(FUNCTIONS, columns))
-    return Binned(np.stack(basis), np.stack(weights))
-
-
-def _step(width: int) -> int:
-    """From a bin's beginning to the next one's: pairs of several atoms mostly find one that all are in."""
-    return max(1, width // 4)
-
-
-def _filters(tables: Sequence[Float[np.ndarray, "T 4 C"]]) -> list[dict[str, Any]] | None:
-    """Filters as message.cu takes them, in bins as wide as all allow; None if narrow ones, too, take many functions."""
-    if any(len(table) >= MOST_INTERVALS for table in tables):
-        return None
-    all_reduced = [_reduced(table) for table in tables]
-    for bins in BINS:
-        made = []
-        for reduced in all_reduced:
-            binned = _binned(reduced, max(1, len(reduced.table) // bins))
-            if binned is None:
-                break
-            made.append(binned)
-        else:
-            return [_of_bins(*x) for x in made]
-    return None
-
-
-def _of_bins(basis: Float[np.ndarray, "bins T 4 16"], weights: Float[np.ndarray, "bins 16 C"]) -> dict[str, Any]:
-    bins, functions, columns = weights.shape
-    beside = weights[:, np.arange(functions).reshape(2, -1).T.reshape(-1)]  # k and k + 8 in a word
-    matrix, factor = halves(beside.transpose(1, 0, 2).reshape(functions, bins * columns))
-    slope = power_of_two(float(np.max(np.abs(basis[:, :, 1]))), 64.0)
-    return {
-        "basis": np.ascontiguousarray(basis.transpose(0, 1, 3, 2), np.float32),
-        "matrices": as_first(matrix.reshape(bins, columns // 16, 2, 32, 4)),
-        "scales": np.asarray([factor, slope, 1 / slope], np.float32),
-    }
-
-
-def few_functions(
-    table: Float[np.ndarray, "T 4 C"], ranks: Sequence[int], samples: int = 1024
-) -> tuple[Float[np.ndarray, "T 4 K"], Float[np.ndarray, "K C"]] | None:
-    """W(t) = Σ_k B_k(t) C_k everywhere: cubics of all B, and C, for the least of these K that does; or None.
-
-    samples: of how many intervals those are chosen; all are checked.
-    """
-    curves = _curves(table)
-    directions = _directions(curves, slice(None, None, max(1, len(table) // samples)))
-    place = bisect.bisect_left(ranks, True, key=lambda rank: _left(curves, directions[:, :rank]))
-    if place == len(ranks):
-        return None
-    enough = ranks[place]
-    chosen = directions[:, :enough]
-    missing = enough - chosen.shape[1]
-    basis, height = _scaled(table @ np.pad(chosen, ((0, 0), (0, missing))))
-    return basis, np.pad((chosen * height[: chosen.shape[1]]).T, ((0, missing), (0, 0)))
-
-
-def _of_elements(table: Float[np.ndarray, "T 4 2F"], f: int) -> dict[str, Any] | None:
-    """The first filters as first.cu takes them: W(t) = Σ_k B_k(t) C_k everywhere, with the fewest functions.
-
-    None if those are too many, or if a block has fewer warps than it needs.
-    """
-    few = few_functions(table, RANKS)
-    if few is None or _whole_products(few[0].shape[2]) > f:
-        return None
-    basis, weights = few
-    weights = np.pad(weights, ((0, _whole_products(len(weights)) - len(weights)), (0, 0)))
-    parts = weights[:, :f], weights[:, f:]
-    matrices, factors = zip(*(halves(x) for x in (*parts, *(x.T for x in parts))), strict=True)
-    return {
-        "basis": np.ascontiguousarray(basis.transpose(0, 2, 1), np.float32),
-        "matrices": list(matrices),
-        "factors": _unequal(factors),
-    }
-
-
-def _whole_products(functions: int) -> int:
-    """As many rows as products of matrices take for so many functions."""
-    return -(-functions // 16) * 16
 
 
 def _matrices(config: Config, phases: Sequence[Phase], weights: Any, has_v: bool) -> dict[str, Any]:
@@ -230,12 +75,7 @@ def _matrices(config: Config, phases: Sequence[Phase], weights: Any, has_v: bool
         else:
             matrix = np.concatenate([leaves[k][: p.depth] for k in p.sources])
         made.append(halves(matrix[:, : p.parts * p.width]))
-    return {"matrices": [m for m, _ in made], "factors": _unequal([f for _, f in made])}
-
-
-def _unequal(factors: Sequence[float]) -> Float[np.ndarray, "C"]:
-    """They, and a zero: XLA would make an array of equal numbers anew in every step."""
-    return np.asarray([*factors, 0], np.float32)
+    return {"matrices": [m for m, _ in made], "factors": unequal([f for _, f in made])}
 
 
 # --- messages ---
@@ -254,7 +94,7 @@ def arranged(geometry: Geometry, num_atoms: int, filters: Any) -> Arranged:
     """What `message` and its transpose need of the pairs, with filters as `prepare` makes them."""
     slots = geometry.senders.shape[0] // num_atoms
     bins, width = filters["basis"].shape[:2]
-    step, groups = _step(width), -(-num_atoms // GROUP)
+    step, groups = step_between(width), -(-num_atoms // GROUP)
     capacity = slots + bins  # turns of c times 16 pairs have 2 c - 1 of some atom, and up to four stand together
     defines = ("BIN", width), ("STEP", step), ("BINS", bins)
     source, shared = launch.read("device.cu", "arrange.cu"), 2 * 4 * GROUP * (slots + 3)
@@ -405,14 +245,14 @@ def _message_kernel(name: str, width: int, sent: _Sent) -> launch.Kernel:
     stage = 16 * 4 * ((4 if back else 1 + has_b + 3 * has_y) * f + 4) + 2 * 8
     stages = min(STAGES, (launch.most_shared() - turns) // stage)
     of = ("F", f), ("HAS_B", int(has_b)), ("HAS_Y", int(has_y)), ("BESIDE", int(beside))
-    defines = *of, ("BIN", width), ("STEP", _step(width)), ("STAGES", stages)
+    defines = *of, ("BIN", width), ("STEP", step_between(width)), ("STAGES", stages)
     shared, source = turns + stages * stage, launch.read("device.cu", "message.cu")
     return launch.Kernel(name, source, defines, 32 * (3 * scalars + CARRIERS), shared)
 
 
 @functools.cache
 def _first_kernel(name: str, f: int, functions: int, has_b: bool, slots: int) -> launch.Kernel:
-    rank = _whole_products(functions)
+    rank = whole_products(functions)
     sums, rows = 8 * ATOMS * (rank // 2 + 4), 8 * ATOMS * (f // 2 + 4) + 4 * ATOMS * rank + 2 * ATOMS
     of_pairs = 4 * ELEMENTS + ATOMS * slots + f // 16 * 16 * (40 + (slots + 7) // 8)
     shared = 4 * (sums if name == "first_message" else rows) + of_pairs

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, UInt32
 
 from jaxff.config import PainnConfig, StudentConfig
-from jaxff.kernels.cuda.engine import few_functions
+from jaxff.kernels.cuda.filters import few_functions
 from jaxff.kernels.cuda.matrices import halves, power_of_two
 
 Config = StudentConfig | PainnConfig

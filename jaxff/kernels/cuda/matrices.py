@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float, UInt32
 
@@ -64,3 +66,8 @@ def as_first(words: UInt32[np.ndarray, "... 2 32 4"]) -> UInt32[np.ndarray, "...
     k = len(lead)
     moved = parts.transpose(*range(k), *(k + axis for axis in (0, 4, 1, 3, 5, 2)))
     return np.ascontiguousarray(moved).reshape(*lead, 2, 2, 16, 4)
+
+
+def unequal(factors: Sequence[float]) -> Float[np.ndarray, "C"]:
+    """They, and a zero: XLA would make an array of equal numbers anew in every step."""
+    return np.asarray([*factors, 0], np.float32)

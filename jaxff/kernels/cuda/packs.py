@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, UInt32
 
 from jaxff.config import PainnConfig, StudentConfig
 from jaxff.kernels.cuda import engine, launch
+from jaxff.kernels.cuda.filters import few_functions
 from jaxff.kernels.cuda.matrices import halves, power_of_two
 from jaxff.kernels.message import Geometry, Sources
 from jaxff.models.parameters import Params
@@ -40,14 +41,14 @@ def prepare(tree: Params, config: StudentConfig | PainnConfig) -> list[dict[str,
 
 def _filters(tables: Sequence[Float[np.ndarray, "T 4 C"]]) -> list[dict[str, Any]] | None:
     """All with the same functions, which are made once for all messages."""
-    each = [few for table in tables if (few := engine.few_functions(table, RANKS)) is not None]
+    each = [few for table in tables if (few := few_functions(table, RANKS)) is not None]
     if len(each) < len(tables):
         return None
     # along directions of equal length, so that what matters little to a table does so to all
     lengths = [np.linalg.norm(weights, axis=1) for _, weights in each]
     heights = [np.max(np.abs(basis[:, 0] * length)) for (basis, _), length in zip(each, lengths, strict=True)]
     scaled = [x[0] * (length / height) for x, length, height in zip(each, lengths, heights, strict=True)]
-    few = engine.few_functions(np.concatenate(scaled, axis=2), RANKS)
+    few = few_functions(np.concatenate(scaled, axis=2), RANKS)
     if few is None:
         return None
     basis, joint = few

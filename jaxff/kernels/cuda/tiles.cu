@@ -101,10 +101,18 @@ __device__ __forceinline__ Row parked(const uint32* operands, int unit) {
     return {x.x, x.y, x.z, x.w, y.x, y.y, y.z, y.w};
 }
 
+// two matrices that rows are multiplied by at once
+struct Both {
+    const uint4 *first, *second;
+};
+// where a part's columns begin
+__device__ __forceinline__ const uint4* columns(const uint4* matrix, int part, int words) { return matrix + part * words; }
+__device__ __forceinline__ const uint4* columns(const Both& matrices, int part, int) { return part ? matrices.second : matrices.first; }
+
 // acc += ROWS products of operands with BLOCKS parts of DEPTH channels each, rows of STRIDE words; columns in PARTS parts
-// of WIDTH; the matrix has 16 ALL rows
-template <int ROWS, int BLOCKS, int DEPTH, int PARTS, int WIDTH, int STRIDE = WORDS, int ALL = BLOCKS * DEPTH / 16>
-__device__ __forceinline__ void accumulate(float (&acc)[ROWS][PARTS][2][4], const uint32* operands, const uint4* matrix) {
+// of WIDTH, of one matrix or two; it has 16 ALL rows
+template <int ROWS, int BLOCKS, int DEPTH, int PARTS, int WIDTH, int STRIDE = WORDS, int ALL = BLOCKS * DEPTH / 16, class Matrix>
+__device__ __forceinline__ void accumulate(float (&acc)[ROWS][PARTS][2][4], const uint32* operands, const Matrix& matrix) {
     if (16 * warp() >= WIDTH) return;  // never where WIDTH is F; left out there, ptxas moves more about, and spills more
     constexpr int PART = ATOMS * STRIDE, STEPS = DEPTH / 16;
     uint4 m[2][2];  // what is in use, what comes next
@@ -115,7 +123,7 @@ __device__ __forceinline__ void accumulate(float (&acc)[ROWS][PARTS][2][4], cons
         if (next < BLOCKS * STEPS * PARTS)
 #pragma unroll
             for (int j = 0; j < 2; j++)
-                m[next % 2][j] = matrix[(((next % PARTS * (WIDTH / 16) + warp()) * ALL + next / PARTS) * 2 + j) * 32 + lane()];
+                m[next % 2][j] = columns(matrix, next % PARTS, WIDTH / 16 * ALL * 64)[((warp() * ALL + next / PARTS) * 2 + j) * 32 + lane()];
         if (unit < 0) continue;
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
@@ -146,14 +154,16 @@ __device__ __forceinline__ Row as_row(const float (&acc)[2][4], float first, flo
     return r;
 }
 
-// those products, as rows
-template <int ROWS, int PARTS>
-__device__ __forceinline__ void as_rows(Row (&out)[ROWS][PARTS], const float (&acc)[ROWS][PARTS][2][4], const Scale& scale, float factor) {
-    float first = factor * scale.down(0), second = factor * scale.down(1);
+// those products, as rows; each part has a factor, or all have the same
+template <int ROWS, int PARTS, class... Factor>
+__device__ __forceinline__ void as_rows(Row (&out)[ROWS][PARTS], const float (&acc)[ROWS][PARTS][2][4], const Scale& scale, Factor... factor) {
+    const float factors[] = {factor...};
 #pragma unroll
-    for (int r = 0; r < ROWS; r++)
+    for (int p = 0; p < PARTS; p++) {
+        float of_part = factors[p % sizeof...(factor)], first = of_part * scale.down(0), second = of_part * scale.down(1);
 #pragma unroll
-        for (int p = 0; p < PARTS; p++) out[r][p] = as_row(acc[r][p], first, second);
+        for (int r = 0; r < ROWS; r++) out[r][p] = as_row(acc[r][p], first, second);
+    }
 }
 
 template <int ROWS, int BLOCKS, int DEPTH, int PARTS, int WIDTH>

@@ -213,6 +213,7 @@ class Writer:
         self.scale = ""  # of that
         self.units, self.parks, self.parked = units, False, dict[str, int]()  # by name: where in shared memory
         self.later: Sequence[Any] = ()  # equations
+        self.with_another: list[Any] = []  # products that were written with one before them
 
     def name(self, x: Any) -> str:
         """Of a row or number; a row that came from memory is loaded where it is first used."""
@@ -310,39 +311,65 @@ class Writer:
             self.lines.append(f"float {self.new(out)} = {code};")
 
     def write_product(self, equation: Any) -> None:
-        p = equation.params
-        count = p["rows"] * p["blocks"]
-        xs, kernels = equation.invars[:count], equation.invars[count:]
-        index, depth = len(self.products), xs[0].aval.shape[1]
-        sources = sources_of([self.weights.index(k) for k in kernels], p["blocks"])
-        self.products.append(Product(p["rows"], p["blocks"], depth, p["parts"], p["width"], sources))
-        names, result = [self.name(x) for x in xs], f"m{index}"
+        if equation in self.with_another:
+            return
+        other = self.of_same_rows(equation)
+        self.with_another += other
+        made, p = [equation, *other], equation.params
         rows, blocks, parts, width = p["rows"], p["blocks"], p["parts"], p["width"]
+        count = rows * blocks
+        xs, index = equation.invars[:count], len(self.products)
+        depth = xs[0].aval.shape[1]
+        for one in made:
+            sources = sources_of([self.weights.index(k) for k in one.invars[count:]], blocks)
+            self.products.append(Product(rows, blocks, depth, parts, width, sources))
+        names, result = [self.name(x) for x in xs], f"m{index}"
         stages = blocks if count > self.units else 1  # what would take too much memory goes there block by block
         used, at_once, steps = count // stages, blocks // stages, depth // 16
         if names != self.waiting:
-            for name in [name for name, unit in self.parked.items() if unit < used]:
-                self.fetch(name)
-            self.scale, maxima = f"scale{index}", f"maxima + {index} * ATOMS"
-            self.lines += [f"largest(here, {maxima}, {depth}, {', '.join(dict.fromkeys(names))});", "sync();"]
-            self.lines.append(f"Scale {self.scale}(here, {maxima});")
+            self.write_scale(names, used, depth, index)
+        parts *= len(made)
         self.lines.append(f"float acc{index}[{rows}][{parts}][2][4] = {{}};")
         template = f"{rows}, {at_once}, {depth}, {parts}, {width}, WORDS, {blocks * steps}"
         for stage in range(stages):
             there = [self.fetch(names[r * blocks + stage * at_once + b]) for r in range(rows) for b in range(at_once)]
             if there != self.waiting:
                 self.lines += ["sync();"] if stage else []
-                for k, x in enumerate(there):
-                    self.lines.append(f"put_row(here, operands + {k} * 2 * HALF, {self.scale}, {x}, {depth});")
-                self.lines.append("sync();")
-                self.waiting = there
+                self.put(there, depth)
             self.park(used, names if stage + 1 < stages else [])
-            matrix = f"p{index} + {stage * at_once * steps * 64}"
+            matrix = f"Both{{p{index}, p{index + 1}}}" if other else f"p{index} + {stage * at_once * steps * 64}"
             self.lines.append(f"accumulate<{template}>(acc{index}, operands, {matrix});")
         self.lines.append(f"Row {result}[{rows}][{parts}];")
-        self.lines.append(f"as_rows({result}, acc{index}, {self.scale}, factors[{index}]);")
-        for k, x in enumerate(equation.outvars):
-            self.names[x] = f"{result}[{k // p['parts']}][{k % p['parts']}]"
+        factors = ", ".join(f"factors[{index + k}]" for k in range(len(made)))
+        self.lines.append(f"as_rows({result}, acc{index}, {self.scale}, {factors});")
+        for n, one in enumerate(made):
+            for k, x in enumerate(one.outvars):
+                row, part = divmod(k, p["parts"])
+                self.names[x] = f"{result}[{row}][{n * p['parts'] + part}]"
+
+    def write_scale(self, names: Sequence[str], used: int, depth: int, index: int) -> None:
+        """The power of 2 of each atom for operands that will take so many units."""
+        for name in [name for name, unit in self.parked.items() if unit < used]:
+            self.fetch(name)
+        self.scale, maxima = f"scale{index}", f"maxima + {index} * ATOMS"
+        self.lines += [f"largest(here, {maxima}, {depth}, {', '.join(dict.fromkeys(names))});", "sync();"]
+        self.lines.append(f"Scale {self.scale}(here, {maxima});")
+
+    def put(self, names: list[str], depth: int) -> None:
+        """Operands into shared memory."""
+        for k, x in enumerate(names):
+            self.lines.append(f"put_row(here, operands + {k} * 2 * HALF, {self.scale}, {x}, {depth});")
+        self.lines.append("sync();")
+        self.waiting = names
+
+    def of_same_rows(self, equation: Any) -> list[Any]:
+        """A later product of the same rows by another matrix, if there is one: at once, they read these rows once."""
+        p = equation.params
+        if p["parts"] != 1 or p["blocks"] != 1:
+            return []
+        of = equation.invars[: p["rows"]]
+        later = [x for x in self.later if x.primitive is _product and x.params == p and x.invars[: p["rows"]] == of]
+        return later[:1]
 
 
 _SAME = ("broadcast_in_dim", "convert_element_type", "reshape", "copy", "stop_gradient")  # a row or number as it is
