@@ -34,6 +34,7 @@ SCRIPTS = (
     "fusions",
     "stages",
     "counters",
+    "tune",
 )
 SMALL = {"hidden_dim": 16, "num_interactions": 2, "num_rbf": 6}
 
@@ -111,6 +112,20 @@ def test_rows_come_in_the_order_asked_for(speed: SimpleNamespace) -> None:
     assert speed.run.chosen(True, ["size-9:"], ["fused"]) == ["size-9:student:fused", "size-9:painn:fused"]
 
 
+def test_each_limit_is_compared_with_the_others_as_they_are(
+    speed: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The first value of each is what the library has."""
+    limits = {name: getattr(kernels, name) for name in speed.tune.LIMITS}
+    assert limits == {name: values[0] for name, (_, values) in speed.tune.LIMITS.items()}
+    seen = []
+    monkeypatch.setattr(speed.tune, "size", lambda *_: seen.append([getattr(kernels, name) for name in limits]))
+    for name, value in limits.items():
+        monkeypatch.setattr(kernels, name, value)  # so that it is as before in the end
+    run_script(speed.tune, monkeypatch, "-o", tmp_path / "out.json", "--limits", "size-96:painn", "size-2000:painn")
+    assert seen == [[128, 1024], [64, 1024], [128, 1024], [128, 2048]]
+
+
 def test_seconds_bound_a_run(speed: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(speed.run, "attempt", lambda name: {"error": name})
     run_script(speed.run, monkeypatch, "-o", tmp_path / "out.json", "--only", "vjp", "--seconds", -1)
@@ -128,6 +143,7 @@ def test_seconds_bound_a_run(speed: SimpleNamespace, monkeypatch: pytest.MonkeyP
         ("breakdown", ["-o", "out.json", "painn:autodiff:21"], "received 'painn:autodiff:21'"),
         ("breakdown", ["-o", "out.json", "painn:xla-exact:one"], "received 'painn:xla-exact:one'"),
         ("fusions", ["-o", "out.json", "painn:21"], "received painn:21"),
+        ("tune", ["-o", "out.json", "--limits", "size-7"], "received 'size-7'"),
         ("plot", ["-o", "out.png", "missing.json"], "expected a result file"),
         ("plot", ["-o", "out.png", "empty.json"], "found none"),
     ],

@@ -12,17 +12,16 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
-from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import run
 from breakdown import kernels
-from results import check_output, device, stamp, write
+from results import check_output, device, refuse, stamp, unknown_prefix, write
 from rows import CONFIGS, nve, potential
 from sizes import size
 from systems import structure
@@ -41,18 +40,31 @@ def choose(variant: str) -> None:
 
 
 def limit(name: str, atoms: int) -> None:
-    """Take this limit from here on."""
-    setattr(jaxff.kernels, name, atoms)
+    """Take this limit from here on, and each other as it is."""
+    for other, (_, values) in LIMITS.items():
+        setattr(jaxff.kernels, other, atoms if other == name else values[0])
     jax.clear_caches()
 
 
-def compare_limits(record: Callable[[str, Callable[[], Any]], None]) -> None:
-    """NVE steps with each value of each limit, of sizes between."""
-    for name, (sizes, values) in LIMITS.items():
-        for atoms, value, architecture in product(sizes, values, CONFIGS):
-            limit(name, value)
-            record(f"size-{atoms}:{architecture}:{name}={value}", partial(size, architecture, "fused", atoms))
-        limit(name, values[0])
+class OfLimit(NamedTuple):
+    """A row: NVE steps of a size with this value of a limit."""
+
+    name: str
+    value: int
+    architecture: str
+    atoms: int
+
+    def __str__(self) -> str:
+        return f"size-{self.atoms}:{self.architecture}:{self.name}={self.value}"
+
+
+def rows_of_limits() -> list[OfLimit]:
+    """Sizes between, with each value of each limit."""
+    return [
+        OfLimit(name, value, architecture, atoms)
+        for name, (sizes, values) in LIMITS.items()
+        for atoms, value, architecture in product(sizes, values, CONFIGS)
+    ]
 
 
 def parity(architecture: str, atoms: int) -> dict[str, float]:
@@ -74,6 +86,10 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", default=["batch-16:painn:fused", "large:painn:fused"])
     parser.add_argument("--limits", nargs="*", help="these alone; rows by the beginning of their names")
     args = parser.parse_args()
+    of_limits = rows_of_limits()
+    unknown = unknown_prefix(args.limits or [], map(str, of_limits))
+    if unknown is not None:
+        refuse(f"expected rows as {of_limits[0]} or a beginning of one, received {unknown!r}")
     check_output(args.output)
     warnings.simplefilter("ignore")
     begin, rows = time.perf_counter(), dict[str, Any]()
@@ -90,8 +106,9 @@ def main() -> None:
         write(args.output, report)
 
     if args.limits is not None:
-        chosen = tuple(args.limits) or ("",)
-        compare_limits(lambda name, measure: record(name, measure) if name.startswith(chosen) else None)
+        for row in [row for row in of_limits if str(row).startswith(tuple(args.limits) or "")]:
+            limit(row.name, row.value)
+            record(str(row), partial(size, row.architecture, "fused", row.atoms))
         return
     for variant in args.variants:
         choose(variant)
