@@ -1,7 +1,11 @@
 """Every test runs with float64 at hand and without silent dtype promotion."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+# before NumPy begins: pytest's workers share the cores, and threads of BLAS that wait for each other cost up to half
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import pytest
