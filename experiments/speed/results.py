@@ -98,7 +98,8 @@ def rounded(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: short(value) for name, value in row.items()}
 
 
-def unknown_prefix(prefixes: Iterable[str], names: Iterable[str]) -> str | None:
-    """The first prefix that no name begins with."""
-    known = list(names)
-    return next((prefix for prefix in prefixes if not any(name.startswith(prefix) for name in known)), None)
+def check_prefixes(prefixes: Iterable[str], names: Sequence[str]) -> None:
+    """Refuse the first prefix that no row's name begins with."""
+    for prefix in prefixes:
+        if not any(name.startswith(prefix) for name in names):
+            refuse(f"expected rows as {names[0]} or a beginning of one, received {prefix!r}")

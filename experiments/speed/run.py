@@ -21,7 +21,7 @@ import first_step
 import plot
 import sizes
 from children import measure_in_child
-from results import check_output, device, refuse, rounded, stamp, unknown_prefix, what_went_wrong, write
+from results import check_output, check_prefixes, device, refuse, rounded, stamp, what_went_wrong, write
 from rows import CONFIGS, call, large, nve
 
 from jaxff import kernels
@@ -133,9 +133,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", help="rows of these engines alone")
     args = parser.parse_args()
     every = [*GPU_ROWS, *CPU_ROWS]
-    unknown = unknown_prefix(args.only or [], every)
-    if unknown is not None:
-        refuse(f"expected rows as {every[0]} or a beginning of one, received {unknown!r}")
+    check_prefixes(args.only or [], every)
     engines = dict.fromkeys(name.rpartition(":")[2] for name in every)
     unknown = next((engine for engine in args.engines or [] if engine not in engines), None)
     if unknown is not None:

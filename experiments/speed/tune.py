@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import run
 from breakdown import kernels
-from results import check_output, device, refuse, stamp, unknown_prefix, write
+from results import check_output, check_prefixes, device, stamp, write
 from rows import CONFIGS, nve, potential
 from sizes import size
 from systems import structure
@@ -87,9 +87,7 @@ def main() -> None:
     parser.add_argument("--limits", nargs="*", help="these alone; rows by the beginning of their names")
     args = parser.parse_args()
     of_limits = rows_of_limits()
-    unknown = unknown_prefix(args.limits or [], map(str, of_limits))
-    if unknown is not None:
-        refuse(f"expected rows as {of_limits[0]} or a beginning of one, received {unknown!r}")
+    check_prefixes(args.limits or [], [str(row) for row in of_limits])
     check_output(args.output)
     warnings.simplefilter("ignore")
     begin, rows = time.perf_counter(), dict[str, Any]()

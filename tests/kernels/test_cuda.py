@@ -13,8 +13,7 @@ from ase.build import molecule
 
 from jaxff import kernels, load_potential, models
 from jaxff.kernels.cuda import engine, few, launch, molecules, packs, tiles
-from jaxff.kernels.cuda.filters import of_bins as filters_in_bins
-from jaxff.kernels.cuda.filters import of_elements, step_between
+from jaxff.kernels.cuda.filters import of_bins, of_elements, step_between
 from jaxff.kernels.cuda.matrices import halves
 from jaxff.kernels.message import Geometry, Launch, Sources, whole
 from jaxff.ops import accumulate_forces
@@ -171,7 +170,7 @@ def test_turns_are_full() -> None:
     """Each pair that counts is in one turn, within its bin; turns fit into their memory; most places have a pair."""
     rng, n, slots = np.random.default_rng(0), 80, 60
     table = smooth_table(rng, 32, 60)
-    (filters,) = filters_in_bins([table])
+    (filters,) = of_bins([table])
     bins, width = filters["basis"].shape[:2]
     assert bins > 4
     pairs = RandomPairs(rng, n, slots, table, 16)
@@ -221,7 +220,7 @@ def test_messages_of_many_pairs(
     engine._message_kernel.cache_clear()
     f, rng = 48, np.random.default_rng(slots)
     table = smooth_table(rng, (2 + has_y) * f)
-    (filters,) = filters_in_bins([table])
+    (filters,) = of_bins([table])
     pairs = RandomPairs(rng, n, slots, table, f, share=share)
     a, b, p = rng.normal(size=(3, n, f))
     y, q = rng.normal(size=(2, n, 3, f))
@@ -564,7 +563,7 @@ def test_few_functions_make_the_filters() -> None:
     delta, slope = np.diff(curves, axis=1), np.gradient(curves, axis=1)
     g, h = slope[:, :-1], slope[:, 1:]
     table = np.stack([curves[:, :-1], g, 3 * delta - 2 * g - h, g + h - 2 * delta]).transpose(2, 0, 1)
-    made = filters_in_bins([table])[0]
+    made = of_bins([table])[0]
     bins, width = made["basis"].shape[:2]
     assert bins > 1
     words = made["matrices"].view(np.float16).astype(np.float64).reshape(bins, 6, 2, 2, 16, 4, 2).sum(axis=3)
@@ -580,7 +579,7 @@ def test_few_functions_make_the_filters() -> None:
         np.testing.assert_allclose(cubics[1], here[:, 1], atol=1e-6 * np.abs(table[:, 1]).max())
     assert len(here) > width - step_between(width)
     noise = np.random.default_rng(0).normal(size=(256, 4, 96))
-    assert filters_in_bins([table, noise]) is None
+    assert of_bins([table, noise]) is None
     assert of_elements(noise, 48) is None
 
 
