@@ -295,7 +295,8 @@ def _run(
 
         if step.launch.cut:
             return engine.run_few(step, phases, weights, state, heard, cuda)
-        sums, pair_bars = atoms.hear(step, heard)
+        by_itself = step.launch.route == "cuda" and heard.numbers is None
+        sums, pair_bars = (engine.hear_parts if by_itself else atoms.hear)(step, heard)
         return engine.run_phases(step.config, phases, weights, state, sums, cuda), pair_bars
     return (programs.run_programs if step.launch.parts else atoms.run_arrays)(step, phases, weights, state, heard)
 

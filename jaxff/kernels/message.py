@@ -71,7 +71,10 @@ class Lengths(NamedTuple):
 
 
 class Sources(NamedTuple):
-    """What the atoms send; b None means 1, y None means 0. Or all side by side in one array a, [N, 5F]."""
+    """What the atoms send; b None means 1, y None means 0. Or all in one array a, [N, 4F]: a, and b and y packed.
+
+    Packed, b and y are of 16 bits each (`pack` in jaxff/kernels/cuda/device.cu).
+    """
 
     a: Float[Array, "N F"]
     b: Float[Array, "N F"] | None
@@ -211,11 +214,13 @@ def whole(pair_bars: Float[Array, "..."], geometry: Geometry, num_atoms: int, la
 
 
 def _apart(sources: Sources, table: Any, launch: Launch) -> Sources:
-    """a, b and y as arrays of their own, where kernels take them so and they lie side by side."""
+    """a, b and y as arrays of their own, where kernels take them so and they are one."""
     if launch.route not in ("native", "triton", "interpret") or 2 * sources.a.shape[1] <= table.shape[2]:
         return sources
-    f = table.shape[2] // 3
-    return Sources(*(sources.a[:, begin:end] for begin, end in ((0, f), (f, 2 * f), (2 * f, 5 * f))))
+    a, *words = jnp.split(sources.a, 4, axis=1)
+    first, second, third = (jax.lax.bitcast_convert_type(x, jnp.uint32) & 255 for x in words)
+    fourth = jax.lax.bitcast_convert_type(first | first << 8 | second << 16 | third << 24, jnp.float32)
+    return Sources(a, words[0], jnp.concatenate([*words[1:], fourth], axis=1))
 
 
 def _elsewhere(route: Route) -> Any:

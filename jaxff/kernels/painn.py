@@ -33,6 +33,7 @@ from jaxff.ops.mlp import mlp_fwd, silu_slope
 SENT = ("xs", "xu", "y")
 BACK_SUMS = 5  # rows of a transposed message
 JOINED = ("y", "v_bar", "sent")
+PACKED = ("sent",)  # of those, by CUDA kernels, what lies in less memory
 
 
 class Between(NamedTuple):

@@ -24,6 +24,7 @@ from jaxff.ops.mlp import silu_slope
 
 BACK_SUMS = 4  # rows of a transposed message
 JOINED = ("v", "v_bar")
+PACKED = ()
 
 
 class Between(NamedTuple):

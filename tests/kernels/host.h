@@ -125,6 +125,12 @@ inline uint32 lanes_where(bool so) {
     return r;
 }
 inline int ones(uint32 bits) { return __builtin_popcount(bits); }
+inline uint32 bytes_of(uint32 x, uint32 y, uint32 which) {
+    uint64 both = (uint64)y << 32 | x;
+    uint32 r = 0;
+    for (int k = 0; k < 4; k++) r |= (uint32)(both >> 8 * (which >> 4 * k & 7) & 255) << 8 * k;
+    return r;
+}
 inline int lowest(uint32 bits) { return bits ? __builtin_ctz(bits) : -1; }
 inline int as_int(float x) {
     int r;

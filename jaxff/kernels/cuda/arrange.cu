@@ -3,7 +3,8 @@
 // A filter takes few functions where distances differ little, so a bin is BIN intervals of the table, and another begins
 // every STEP of them. A turn is up to eight pairs of each atom in one bin: the least that no turn had yet is in it, and
 // so are the next of all atoms up to its end; but where few atoms have so many that the next 16 pairs, two of each, would
-// be less than ENOUGH, a later bin has the rest.
+// be less than ENOUGH, a later bin has the rest. Every other group has its turns from the last bin to the first, so that
+// message.cu begins it with the bin that it has at hand.
 // Defined from outside: BIN, STEP, BINS.
 #define GROUP 8
 #define NO_PAIR 0x7fff    // an interval beyond all
@@ -24,7 +25,7 @@ __device__ __forceinline__ int over_group(int x, bool largest) {  // of lanes th
 extern "C" __global__ void __launch_bounds__(32 * GROUP)
 arrange(const int* __restrict__ senders, const float* __restrict__ places, int n, int slots, int capacity,
         float* __restrict__ pairs, uint32* __restrict__ turns) {
-    SHARED(int, memory);  // interval and slot of each pair, as one number; intervals in order: [GROUP, padded] both
+    SHARED(int, memory);  // interval and slot of each pair, as one number; intervals in order: [GROUP, padded] both; turns
     int all = n * slots, padded = (slots + 3) / 4 * 4, atom = block() * GROUP + warp();
     int *mine = memory + warp() * padded, *ordered = mine + GROUP * padded;
     for (int slot = lane(); slot < padded; slot += 32) {
@@ -58,8 +59,8 @@ arrange(const int* __restrict__ senders, const float* __restrict__ places, int n
     sync();
     if (warp()) return;
     const int* row = memory + (GROUP + lane() % GROUP) * padded;  // four lanes do the same for an atom
-    uint32* turn = turns + block() * capacity * GROUP + lane() % GROUP;
-    int rank = 0;
+    uint32* made = (uint32*)(memory + 2 * GROUP * padded);
+    int rank = 0, all_turns = 0;
     for (bool more = true; more;) {
         int first = over_group(rank < slots ? row[rank] : NO_PAIR, false), bin = 0, end = rank, after = NO_PAIR;
         if (first < NO_PAIR) {
@@ -75,11 +76,15 @@ arrange(const int* __restrict__ senders, const float* __restrict__ places, int n
             if (over_group(left < slots ? row[left] : NO_PAIR, false) >= (bin + 1) * STEP) break;
         }
         count = min(count, 2 * chunks), more = over_group(rank + count < slots ? row[rank + count] : NO_PAIR, false) < NO_PAIR;
-        for (int left = (chunks + 3) / 4; left; left--) {
+        for (int left = (chunks + 3) / 4; left; left--, all_turns++) {
             int now = (chunks + left - 1) / left, here = min(2 * now, count);
-            bool last = !more && left == 1;
-            if (lane() < GROUP) *turn = rank | here << 16 | now << 20 | (int)last << 23 | bin << 24;
-            turn += GROUP, rank += here, count -= here, chunks -= now;
+            if (lane() < GROUP) made[all_turns * GROUP + lane()] = rank | here << 16 | now << 20 | bin << 24;
+            rank += here, count -= here, chunks -= now;
         }
+    }
+    sync_warp();
+    for (int k = lane(); k < all_turns * GROUP; k += 32) {
+        int turn = k / GROUP, from = block() % 2 ? all_turns - 1 - turn : turn;
+        turns[block() * capacity * GROUP + k] = made[from * GROUP + k % GROUP] | (uint32)(turn + 1 == all_turns) << 23;
     }
 }

@@ -253,10 +253,8 @@ def lines(
     closed, made = jax.make_jaxpr(equations, return_shape=True)(traced)
     writer = _Writer(f, own, atoms, closed.jaxpr, matrices)
     stores, shapes = _outputs(made, f, own, n, step.model.JOINED)
-    by_variable = dict[Any, list[str]]()
-    for x, line in zip(closed.jaxpr.outvars, stores, strict=True):
-        by_variable.setdefault(x, []).append(line)
-    asks, then = writer.write_all(closed.jaxpr, by_variable)
+    ends = [tiles.Store(line, [x]) for x, line in zip(closed.jaxpr.outvars, stores, strict=True)]
+    asks, then = writer.write_all(closed.jaxpr, ends)
     inputs = {f"const float* __restrict__ w{k}": arrays[k] for k in writer.read}
     inputs |= {f"const uint4* __restrict__ p{k}": matrices.of[p.sources].halves for k, p in enumerate(writer.products)}
     inputs["const float* __restrict__ factors"] = matrices.factors
@@ -310,7 +308,7 @@ class _Writer(tiles.Writer):
         self.made: list[Product] = []
         self.reads: dict[tuple[Any, ...], str] = {}  # names of what was read
 
-    def write_all(self, jaxpr: Any, stores: dict[Any, list[str]]) -> tuple[list[str], list[str]]:
+    def write_all(self, jaxpr: Any, stores: list[tiles.Store]) -> tuple[list[str], list[str]]:
         """What asks for memory, for matrices AHEAD of what they multiply, too; and the rest."""
         equations = tiles.needed(jaxpr)
         reads = [eqn for eqn in equations if eqn.primitive is _read]

@@ -28,6 +28,8 @@ __device__ __forceinline__ float of_lane(float x, int lane) { return __shfl_sync
 // a bit for each lane where it is so
 __device__ __forceinline__ uint32 lanes_where(bool so) { return __ballot_sync(0xffffffffu, so); }
 __device__ __forceinline__ int ones(uint32 bits) { return __popc(bits); }
+// four bytes, each of which four bits of `which` choose: of x from 0 on, of y from 4 on
+__device__ __forceinline__ uint32 bytes_of(uint32 x, uint32 y, uint32 which) { return __byte_perm(x, y, which); }
 // the place of the lowest bit; -1 of 0
 __device__ __forceinline__ int lowest(uint32 bits) { return __ffs(bits) - 1; }
 
@@ -317,6 +319,22 @@ __device__ __forceinline__ void split(float x, float y, uint32& high, uint32& lo
     high = halves(x, y);
     floats(high, hx, hy);
     low = halves(x - hx, y - hy);
+}
+
+// Four numbers in three words, each to 16 bits: the first three as they lie there, but for the last byte of each, which has one
+// of the fourth; that one's last byte, which no word has room for, is the byte before it. Each is as near as that allows.
+__device__ __forceinline__ uint32 nearest(float x, uint32 last_byte) {
+    uint32 bits = (uint32)as_int(x), size = bits & 0x7fffffffu;
+    size = min(size + 128, 0x7fffffffu);  // what is no number stays none
+    return (bits & 0x80000000u) | ((max(size, last_byte) - last_byte) & ~255u) | last_byte;
+}
+__device__ __forceinline__ void pack(const float (&x)[4], float (&words)[3]) {
+    uint32 bits = (uint32)as_int(x[3]), fourth = nearest(x[3], bits >> 8 & 255);
+#pragma unroll
+    for (int k = 0; k < 3; k++) words[k] = as_float((int)nearest(x[k], fourth >> 8 * (k + 1) & 255));
+}
+__device__ __forceinline__ float fourth_of(float x, float y, float z) {
+    return as_float((int)bytes_of(bytes_of(as_int(x), as_int(y), 0x0400), as_int(z), 0x4210));
 }
 
 // a cubic of t, and its slope

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxff.config import PainnConfig, StudentConfig
+from jaxff.devices import on_the_cpu
 from jaxff.kernels import painn, student
 from jaxff.kernels.atoms import Heard, Made, PerAtom, Phase, Step, hear
 from jaxff.kernels.cuda import cut, launch, tiles
@@ -31,6 +32,8 @@ STAGES, TURNS, CARRIERS = 6, 4, 4  # of message.cu: of its ring, at most; in sha
 ATOMS = 16  # that tiles.cu and cut.cu take at once
 OWN = 32, 16  # channels of a block of cut.cu: fewer where that leaves multiprocessors idle
 ELEMENTS, SLOTS_OF_ELEMENTS = 128, 1024  # of first.cu, and how many slots an atom may have
+AT_ONCE, CHOSEN = 4, 64  # pairs of first.cu; those of an atom whose places are in shared memory
+SHARED_OF_ELEMENTS = 74 * 1024  # of a block, of which a multiprocessor has three
 ATOMS_OF_WHOLE = 8  # that a block of pairs.cu serves
 JOINING = 1024  # threads of a block of join.cu, which each add one or two float4
 _MODELS: dict[str, Any] = {"student": student, "painn": painn}
@@ -60,10 +63,17 @@ def prepare(tree: Params, config: Config) -> dict[str, Any] | None:
     }
     return backward | {
         "filters": filters,
-        "first": of_elements(tables[0], config.hidden_dim),
+        "first": of_elements(tables[0], *_sent_by_elements(tree, model)),
         "forward": [_matrices(config, model.PLAN.between, w, i > 0) for i, w in enumerate(between)],
         "last": _matrices(config, model.LAST, model.weights(tree, last, True), last > 0),
     }
+
+
+def _sent_by_elements(tree: Params, model: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    elements = np.arange(len(tree["embedding"]["table"]))
+    with on_the_cpu():
+        sent = model.first_sources(tree, elements)
+    return np.asarray(sent.a), None if sent.b is None else np.asarray(sent.b)
 
 
 def _matrices(config: Config, phases: Sequence[Phase], weights: Any, has_v: bool) -> dict[str, Any]:
@@ -97,28 +107,73 @@ def arranged(geometry: Geometry, num_atoms: int, filters: Any) -> Arranged:
     step, groups = step_between(width), -(-num_atoms // GROUP)
     capacity = slots + bins  # turns of c times 16 pairs have 2 c - 1 of some atom, and up to four stand together
     defines = ("BIN", width), ("STEP", step), ("BINS", bins)
-    source, shared = launch.read("device.cu", "arrange.cu"), 2 * 4 * GROUP * (slots + 3)
+    source, shared = launch.read("device.cu", "arrange.cu"), 4 * GROUP * (2 * (slots + 3) + capacity)
     kernel = launch.Kernel("arrange", source, defines, 32 * GROUP, shared)
     shapes = (6, num_atoms * slots), (groups, capacity, GROUP)
     return Arranged(*geometry, *launch.call(kernel, geometry, (num_atoms, slots, capacity), shapes, groups))
 
 
+class Parted(NamedTuple):
+    """Sums of atoms, and what blocks of message.cu left to be added to some of them: eight atoms of each block."""
+
+    sums: list[Array]
+    rest: Float[Array, "R C"]
+
+    def are_whole(self) -> bool:
+        """Whether nothing was left."""
+        return -(-len(self.sums[0]) // GROUP) % (len(self.rest) // GROUP) == 0
+
+    def joined(self) -> list[Array]:
+        """The whole sums, in their memory."""
+        n, blocks, arrays = len(self.sums[0]), len(self.rest) // GROUP, self.sums
+        if self.are_whole():
+            return arrays
+        widths = [x.shape[1] for x in arrays] + [0] * (3 - len(arrays))
+        defines = *((f"WIDTH_{k}", width) for k, width in enumerate(widths)), ("THREADS", JOINING)
+        kernel = launch.Kernel("join", launch.read("device.cu", "join.cu"), defines, JOINING, 0)
+        shapes = [x.shape for x in arrays]
+        places = range(1, 1 + len(arrays))
+        return launch.call(kernel, (self.rest, *arrays), (n, blocks), shapes, blocks - 1, places)
+
+
+def hear_parts(step: Step, heard: Heard) -> tuple[Parted | list[Array], Any]:
+    """As jaxff.kernels.atoms.hear, for `run_phases`; where many blocks leave parts of sums, these as they are."""
+    if heard.above is None:
+        parted, pair_bars = _message(heard.sources, heard.table, step.geometry), None
+    else:
+        parted, pair_bars = _message_transpose(heard.sources, heard.above, heard.table, step.geometry)
+    groups, blocks = -(-len(parted.sums[0]) // GROUP), len(parted.rest) // GROUP
+    return parted.joined() if parted.are_whole() or blocks > groups else parted, pair_bars
+
+
 def message(sources: Sources, filters: Any, geometry: Any) -> tuple[Float[Array, "N F"], Float[Array, "N 3F"]]:
     """As jaxff.kernels.message.message, with filters as `prepare` makes them, and an `Arranged` geometry."""
+    ds, dv = _message(sources, filters, geometry).joined()
+    return ds, dv
+
+
+def _message(sources: Sources, filters: Any, geometry: Any) -> Parted:
     n, sent = len(sources.a), _sent(sources, filters)
     blocks = _blocks(geometry, n)
     f, kernel = sent.f, _message_kernel("message", filters["basis"].shape[1], sent)
     arrays = (geometry.pairs, geometry.turns, *(filters[name] for name in FILTERS), *with_stand_ins(sources))
     shapes = (n, f), (n, 3 * f), (blocks * GROUP, 4 * f)
-    ds, dv, rest = launch.call(kernel, arrays, _sizes(geometry, n), shapes, blocks)
-    ds, dv = _with_rest(rest, (ds, dv))
-    return ds, dv
+    *sums, rest = launch.call(kernel, arrays, _sizes(geometry, n), shapes, blocks)
+    return Parted(sums, rest)
 
 
 def message_transpose(
     sources: Sources, cotangents: tuple[Float[Array, "N F"], Float[Array, "N 3F"]], filters: Any, geometry: Any
 ) -> tuple[Sources, Float[Array, "4 E"]]:
     """As jaxff.kernels.message.message_transpose, likewise; anything for pairs that don't count."""
+    parted, halves_of_pairs = _message_transpose(sources, cotangents, filters, geometry)
+    sent, bars = _sent(sources, filters), iter(parted.joined())
+    return Sources(next(bars), next(bars) if sent.has_b else None, next(bars) if sent.has_y else None), halves_of_pairs
+
+
+def _message_transpose(
+    sources: Sources, cotangents: tuple[Array, Array], filters: Any, geometry: Any
+) -> tuple[Parted, Float[Array, "4 E"]]:
     n, e, sent = len(sources.a), geometry.senders.shape[0], _sent(sources, filters)
     f, has_b, has_y, _ = sent
     kernel = _message_kernel("message_transpose", filters["basis"].shape[1], sent)
@@ -132,19 +187,17 @@ def message_transpose(
     blocks = _blocks(geometry, n)
     rest_shape = blocks * GROUP, (1 + has_b + 3 * has_y) * f
     shapes = (n, f), (n * has_b, f), (n * has_y, 3 * f), rest_shape, (4, e)
-    a, b, y, rest, halves_of_pairs = launch.call(kernel, arrays, _sizes(geometry, n), shapes, blocks)
-    joined = iter(_with_rest(rest, [x for x in (a, b, y) if x.size]))
-    bars = Sources(next(joined), next(joined) if has_b else None, next(joined) if has_y else None)
-    return bars, halves_of_pairs
+    *bars, rest, halves_of_pairs = launch.call(kernel, arrays, _sizes(geometry, n), shapes, blocks)
+    return Parted([x for x in bars if x.size], rest), halves_of_pairs
 
 
 class _Sent(NamedTuple):
-    """What message.cu knows of sources: channels, whether there are b and y, whether all lie in one array."""
+    """What message.cu knows of sources: channels, whether there are b and y, whether all lie in one array, packed."""
 
     f: int
     has_b: bool
     has_y: bool
-    beside: bool
+    packed: bool
 
 
 def _sent(sources: Sources, filters: Any) -> _Sent:
@@ -152,18 +205,6 @@ def _sent(sources: Sources, filters: Any) -> _Sent:
     if 2 * width > columns:
         return _Sent(columns // 3, True, True, True)
     return _Sent(width, sources.b is not None, sources.y is not None, False)
-
-
-def _with_rest(rest: Float[Array, "R C"], arrays: Sequence[Array]) -> Sequence[Array]:
-    """The arrays of atoms with what blocks of message.cu left for each other to add, in their memory."""
-    n, blocks = len(arrays[0]), len(rest) // GROUP
-    if -(-n // GROUP) % blocks == 0:
-        return arrays
-    widths = [x.shape[1] for x in arrays] + [0] * (3 - len(arrays))
-    defines = *((f"WIDTH_{k}", width) for k, width in enumerate(widths)), ("THREADS", JOINING)
-    kernel = launch.Kernel("join", launch.read("device.cu", "join.cu"), defines, JOINING, 0)
-    shapes = [x.shape for x in arrays]
-    return launch.call(kernel, (rest, *arrays), (n, blocks), shapes, blocks - 1, range(1, 1 + len(arrays)))
 
 
 def filters_of_elements(tree: Params, num_atoms: int, num_pairs: int) -> dict[str, Any] | None:
@@ -193,11 +234,13 @@ def first_transpose(
     geometry: Geometry,
     numbers: Int[Array, "N"],
 ) -> Float[Array, "4 E"]:
-    """As jaxff.kernels.message.first_transpose, likewise; zeros for pairs that don't count."""
+    """As jaxff.kernels.message.first_transpose, likewise; zeros for pairs that don't count.
+
+    sources: those that the filters were made with.
+    """
     n, f = len(numbers), sources.a.shape[1]
     e = geometry.senders.shape[0]
-    a, b, _ = with_stand_ins(sources)
-    arrays = (*geometry[:2], numbers, filters["basis"], *filters["matrices"][2:], filters["factors"], *cotangents, a, b)
+    arrays = (*geometry[:2], numbers, filters["basis"], *filters["matrices"][2:], filters["factors"], *cotangents)
     kernel = _first_kernel("first_transpose", f, filters["basis"].shape[1], sources.b is not None, e // n)
     return launch.call(kernel, arrays, (n, e // n), [(4, e)], -(-n // ATOMS))[0]
 
@@ -238,13 +281,13 @@ def multiprocessors() -> int:
 
 @functools.cache
 def _message_kernel(name: str, width: int, sent: _Sent) -> launch.Kernel:
-    f, has_b, has_y, beside = sent
+    f, has_b, has_y, packed = sent
     back, scalars = name == "message_transpose", -(-f // 32)  # warps; twice as many have vectors
     values, shares = (1 + back) * 2 * PAIRS * 2 * FUNCTIONS, back * 5 * scalars * (PAIRS + 8) * 4
     turns = TURNS * (PAIRS * 20 + 8 * 4 + 2 * 8 + values + shares)
-    stage = 16 * 4 * ((4 if back else 1 + has_b + 3 * has_y) * f + 4) + 2 * 8
+    stage = 16 * 4 * ((4 if back or packed else 1 + has_b + 3 * has_y) * f + 4) + 2 * 8
     stages = min(STAGES, (launch.most_shared() - turns) // stage)
-    of = ("F", f), ("HAS_B", int(has_b)), ("HAS_Y", int(has_y)), ("BESIDE", int(beside))
+    of = ("F", f), ("HAS_B", int(has_b)), ("HAS_Y", int(has_y)), ("PACKED", int(packed))
     defines = *of, ("BIN", width), ("STEP", step_between(width)), ("STAGES", stages)
     shared, source = turns + stages * stage, launch.read("device.cu", "message.cu")
     return launch.Kernel(name, source, defines, 32 * (3 * scalars + CARRIERS), shared)
@@ -253,10 +296,17 @@ def _message_kernel(name: str, width: int, sent: _Sent) -> launch.Kernel:
 @functools.cache
 def _first_kernel(name: str, f: int, functions: int, has_b: bool, slots: int) -> launch.Kernel:
     rank = whole_products(functions)
-    sums, rows = 8 * ATOMS * (rank // 2 + 4), 8 * ATOMS * (f // 2 + 4) + 4 * ATOMS * rank + 2 * ATOMS
-    of_pairs = 4 * ELEMENTS + ATOMS * slots + f // 16 * 16 * (40 + (slots + 7) // 8)
-    shared = 4 * (sums if name == "first_message" else rows) + of_pairs
-    defines = (("F", f), ("FUNCTIONS", functions), ("HAS_B", int(has_b)))
+
+    def shared_with(batch: int) -> int:
+        rows, chosen = batch + 3 * (batch if has_b else 1), 5 * ATOMS * CHOSEN
+        sums = 2 * rows * ATOMS * (rank // 2 + 4) + chosen
+        above = max(8 * ATOMS * (f // 2 + 4), chosen) + rows * ATOMS * rank + 2 * ATOMS
+        words = (sums if name == "first_message" else above) + (ATOMS + 1) * batch + ELEMENTS
+        return 4 * words + ATOMS * (2 * (slots + AT_ONCE * batch) + slots)
+
+    batch = next(k for k in (4, 2, 1) if k == 1 or shared_with(k) <= SHARED_OF_ELEMENTS)
+    shared = shared_with(batch)
+    defines = (("F", f), ("FUNCTIONS", functions), ("HAS_B", int(has_b)), ("BATCH", batch))
     return launch.Kernel(name, launch.read("device.cu", "tiles.cu", "first.cu"), defines, 2 * f, shared)
 
 
@@ -284,7 +334,7 @@ def run_few(
 
 
 def run_phases(
-    config: Config, phases: Sequence[Phase], weights: Any, state: Made, sums: Sequence[Array], on: Any
+    config: Config, phases: Sequence[Phase], weights: Any, state: Made, sums: Parted | Sequence[Array], on: Any
 ) -> Made:
     """The state with what the phases make that is read later (names: `_wanted`).
 
@@ -292,14 +342,15 @@ def run_phases(
     """
     model, f = _MODELS[config.architecture], config.hidden_dim
     inputs = _inputs(config, phases, "v" in state or "v_bar" in state)
-    kernel = _generated(config, phases, weights, "v" in state or "v_bar" in state)
-    n = sums[0].shape[0]
+    sums, rest = (sums.sums, [sums.rest]) if isinstance(sums, Parted) else (list(sums), [])
+    kernel = _generated(config, phases, weights, "v" in state or "v_bar" in state, bool(rest))
+    n, integers = sums[0].shape[0], [len(x) // GROUP for x in rest]
     leaves = jax.tree.leaves(weights)
     arrays = [x for name in inputs for x in _arrays(state[name])]
-    arrays += [*sums, *(leaves[k] for k in kernel.read), *on["matrices"], on["factors"]]
+    arrays += [*sums, *(leaves[k] for k in kernel.read), *on["matrices"], on["factors"], *rest]
     shapes = [(n, width) if width else (n,) for width in kernel.outputs]
     resident = 1 if n <= ATOMS * multiprocessors() else 2
-    results = iter(launch.call(_phase_kernel(kernel, f, resident), arrays, (n,), shapes, -(-n // ATOMS)))
+    results = iter(launch.call(_phase_kernel(kernel, f, resident), arrays, (n, *integers), shapes, -(-n // ATOMS)))
     made: Made = {}
     for name, count in zip(_wanted(config, phases), kernel.counts, strict=True):
         rows = [next(results) for _ in range(count)]
@@ -336,15 +387,19 @@ def _inputs(config: Config, phases: Sequence[Phase], has_v: bool) -> dict[str, i
     return {"s": 1, "v": 3} if has_v else {"s": 1}
 
 
-def _generated(config: Config, phases: Sequence[Phase], weights: Any, has_v: bool) -> tiles.Generated:
+def _generated(
+    config: Config, phases: Sequence[Phase], weights: Any, has_v: bool, parted: bool = False
+) -> tiles.Generated:
     leaves, tree = jax.tree.flatten(weights)
-    return _generate(config, tuple(phases), tree, tuple(x.shape for x in leaves), has_v)
+    return _generate(config, tuple(phases), tree, tuple(x.shape for x in leaves), has_v, parted)
 
 
 @functools.cache
-def _generate(config: Config, phases: tuple[Phase, ...], tree: Any, shapes: Any, has_v: bool) -> tiles.Generated:
+def _generate(
+    config: Config, phases: tuple[Phase, ...], tree: Any, shapes: Any, has_v: bool, parted: bool
+) -> tiles.Generated:
     model = _MODELS[config.architecture]
     inputs, wanted = _inputs(config, phases, has_v), _wanted(config, phases)
     sums = model.BACK_SUMS if "s_bar" in inputs else 4
     weights = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes])
-    return tiles.generate(phases, config, weights, inputs, sums, wanted, model.JOINED)
+    return tiles.generate(phases, config, weights, inputs, sums, wanted, model.JOINED, model.PACKED, parted)

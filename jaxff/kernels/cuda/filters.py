@@ -148,20 +148,24 @@ def few_functions(
     return basis, np.pad((chosen * height[: chosen.shape[1]]).T, ((0, missing), (0, 0)))
 
 
-def of_elements(table: Float[np.ndarray, "T 4 2F"], f: int) -> dict[str, Any] | None:
+def of_elements(
+    table: Float[np.ndarray, "T 4 2F"], a: Float[np.ndarray, "Z F"], b: Float[np.ndarray, "Z F"] | None
+) -> dict[str, Any] | None:
     """The first filters as first.cu takes them: W(t) = Σ_k B_k(t) C_k everywhere, with the fewest functions.
 
-    None if those are too many, or if a block has fewer warps than it needs.
+    a, b: what elements send, None for ones. Before the first interval all B are zero. None if those are too many.
     """
-    few = few_functions(table, RANKS)
+    f, few = a.shape[1], few_functions(table, RANKS)
     if few is None or whole_products(few[0].shape[2]) > f:
         return None
     basis, weights = few
     weights = np.pad(weights, ((0, whole_products(len(weights)) - len(weights)), (0, 0)))
     parts = weights[:, :f], weights[:, f:]
-    matrices, factors = zip(*(halves(x) for x in (*parts, *(x.T for x in parts))), strict=True)
+    sent = a, np.ones((1, f)) if b is None else b
+    back = [np.concatenate(list(x[:, :, None] * c.T), axis=1) for x, c in zip(sent, parts, strict=True)]
+    matrices, factors = zip(*(halves(x) for x in (*parts, *back)), strict=True)
     return {
-        "basis": np.ascontiguousarray(basis.transpose(0, 2, 1), np.float32),
+        "basis": np.pad(basis.transpose(0, 2, 1), ((1, 0), (0, 0), (0, 0))).astype(np.float32),
         "matrices": list(matrices),
         "factors": unequal(factors),
     }

@@ -7,8 +7,8 @@
 // are rows and pairs columns. Carriers, warps without channels, bring turns and what senders have some time before, by bulk
 // copies into a ring in shared memory, and make B of the next turn; each has four of 16 pairs. All wait for what they read,
 // not for each other.
-// Defined from outside: F, HAS_B, HAS_Y; BESIDE: whether a, b and y of an atom lie side by side, in the array a; BIN, STEP:
-// intervals of a bin, and from one's beginning to the next one's; STAGES of the ring.
+// Defined from outside: F, HAS_B, HAS_Y; PACKED: whether a, b and y of an atom lie side by side, in the array a, b and y as
+// `packed` (device.cu) makes them; BIN, STEP: intervals of a bin, and from one's beginning to the next one's; STAGES of the ring.
 // scales: the factor of W that undoes those of B and C; of slopes, one more and its inverse.
 #define SCALARS ((F + 31) / 32)  // warps with Wa
 #define VECTORS (2 * SCALARS)    // warps with Wb and Wc
@@ -16,8 +16,7 @@
 #define CARRIERS 4
 #define THREADS (32 * (WARPS + CARRIERS))
 #define SOURCES (HAS_B + 3 * HAS_Y)  // of vectors
-#define STRIDE_A (BESIDE ? (1 + SOURCES) * F : F)  // from an atom to the next one
-#define STRIDE_Y (BESIDE ? (1 + SOURCES) * F : 3 * F)
+#define SENT (PACKED ? 4 : 1 + SOURCES)  // rows of F words that an atom sends
 #define GROUP 8                // atoms
 #define PAIRS 64               // of a turn: four times 16, of which 2 a and 2 a + 1 are of the a-th atom
 #define TURNS 4                // in shared memory
@@ -31,10 +30,23 @@ __device__ __forceinline__ float4 operator*(float x, float4 y) { return make_flo
 __device__ __forceinline__ float4 operator+(float4 x, float4 y) { return make_float4(x.x + y.x, x.y + y.y, x.z + y.z, x.w + y.w); }
 __device__ __forceinline__ float4 operator-(float4 x, float4 y) { return make_float4(x.x - y.x, x.y - y.y, x.z - y.z, x.w - y.w); }
 __device__ __forceinline__ float sum(float4 x) { return (x.x + x.y) + (x.z + x.w); }
-__device__ __forceinline__ float4 four(const float* x, int row, int width, int channel) {
-    return *(const float4*)(x + (long long)row * width + channel);
-}
 __device__ __forceinline__ float4 four(const float* x) { return *(const float4*)x; }
+// b and y of four channels
+struct Vectors {
+    float4 b, y[3];
+    // b: row and channel of b, or of what is packed; y: likewise
+    __device__ __forceinline__ void read(const float* b_, const float* y_) {
+#if PACKED
+        b = four(b_), y[0] = four(b_ + F), y[1] = four(b_ + 2 * F);
+        y[2] = make_float4(fourth_of(b.x, y[0].x, y[1].x), fourth_of(b.y, y[0].y, y[1].y),
+                           fourth_of(b.z, y[0].z, y[1].z), fourth_of(b.w, y[0].w, y[1].w));
+#else
+        if (HAS_B) b = four(b_);
+#pragma unroll
+        for (int axis = 0; axis < 3 * HAS_Y; axis++) y[axis] = four(y_ + axis * F);
+#endif
+    }
+};
 
 __device__ __forceinline__ bool of_scalars() { return warp() < SCALARS; }
 // of 32 channels, which this warp has; of vectors, whether the first or the last four atoms
@@ -352,10 +364,10 @@ __device__ __forceinline__ void turn_to(const Memory& m, const Place<TURNS>& tur
 }
 
 // a row: a, then b and y where there are
-typedef Memory<2, (1 + SOURCES) * F + 4, 0> Forward;
+typedef Memory<2, SENT * F + 4, 0> Forward;
 template <bool SCALAR>
 __device__ __forceinline__ void sum_up(const Forward& m, const uint4* matrices, float factor, int n, float* ds, float* dv, float* rest) {
-    constexpr int FILTERS = SCALAR ? 1 : 1 + HAS_Y, ROW = (1 + SOURCES) * F + 4;
+    constexpr int FILTERS = SCALAR ? 1 : 1 + HAS_Y, ROW = SENT * F + 4;
     Place<TURNS> turn;
     Place<STAGES> stage;
     Weights<FILTERS> c;
@@ -382,13 +394,14 @@ __device__ __forceinline__ void sum_up(const Forward& m, const uint4* matrices, 
 #pragma unroll
                 for (int k = 0; k < 2; k++, rows += ROW) {
                     float4 u = now.u_t[16 * chunk + 8 * half() + 2 * (lane() & 3) + k];
-                    float4 w = HAS_B ? b.w[k] * four(rows + F) : b.w[k];
+                    Vectors sent;
+                    sent.read(rows + F, rows + (1 + HAS_B) * F);
+                    float4 w = HAS_B ? b.w[k] * sent.b : b.w[k];
                     sums[0] = sums[0] + u.x * w;
                     sums[1] = sums[1] + u.y * w;
                     sums[2] = sums[2] + u.z * w;
 #pragma unroll
-                    for (int axis = 0; axis < 3 * HAS_Y; axis++)
-                        sums[axis] = sums[axis] + y.w[k] * four(rows + (1 + HAS_B + axis) * F);
+                    for (int axis = 0; axis < 3 * HAS_Y; axis++) sums[axis] = sums[axis] + y.w[k] * sent.y[axis];
                 }
             }
             m.leave(stage);
@@ -425,8 +438,8 @@ message(const float* __restrict__ pairs, const uint32* __restrict__ words, const
     if (carries()) {
         Turns turns(words, pairs, n, slots, capacity);
         clear_rest(turns, rest, 4 * F);
-#if BESIDE
-        Piece pieces[] = {{a, (1 + SOURCES) * F, 0}};
+#if PACKED
+        Piece pieces[] = {{a, SENT * F, 0}};
 #elif HAS_B && HAS_Y
         Piece pieces[] = {{a, F, 0}, {b, F, F}, {y, 3 * F, 2 * F}};
 #elif HAS_B
@@ -497,7 +510,8 @@ __device__ __forceinline__ void transpose(const Backward& m, const uint4* matric
     Place<TURNS> turn;
     Place<STAGES> stage;
     Weights<FILTERS> c;
-    float4 own[4], bars[4];  // of b and y, or of a for two atoms
+    float4 a[2], bars[4];  // of b and y, or of a for two atoms
+    Vectors own;
     int chunks, bin = -1;
     turn_to(m, turn, matrices, c, SCALAR ? 0 : 1, chunks, bin);
     while (chunks) {
@@ -509,12 +523,9 @@ __device__ __forceinline__ void transpose(const Backward& m, const uint4* matric
 #pragma unroll
             for (int h = 0; h < 1 + SCALAR; h++) {
                 int atom = min(now.atom + 4 * (SCALAR ? h : half()) + (lane() & 3), n - 1);
-                if (SCALAR) own[h] = four(of.a, atom, STRIDE_A, channel());
-                else {
-                    if (HAS_B) own[0] = four(of.b, atom, STRIDE_A, channel());
-#pragma unroll
-                    for (int axis = 0; axis < 3 * HAS_Y; axis++) own[HAS_B + axis] = four(of.y, atom, STRIDE_Y, channel() + axis * F);
-                }
+                long long row = (long long)atom * F;
+                if (SCALAR) a[h] = four(of.a + (PACKED ? SENT : 1) * row + channel());
+                else own.read(of.b + (PACKED ? SENT : 1) * row + channel(), of.y + 3 * row + channel());
             }
 #pragma unroll
             for (int k = 0; k < 4; k++) bars[k] = ZERO;
@@ -529,7 +540,7 @@ __device__ __forceinline__ void transpose(const Backward& m, const uint4* matric
 #pragma unroll
                     for (int k = 0; k < 2; k++) {
                         float4 pj = four(rows + (8 * h + k) * ROW);
-                        bars[h] = bars[h] + value.w[k] * pj, d[h][k] = sum(own[h] * pj * slope.w[k]);
+                        bars[h] = bars[h] + value.w[k] * pj, d[h][k] = sum(a[h] * pj * slope.w[k]);
                     }
                 }
                 m.leave(stage);
@@ -548,15 +559,15 @@ __device__ __forceinline__ void transpose(const Backward& m, const uint4* matric
                     along[k] = u.x * qj[0] + u.y * qj[1] + u.z * qj[2];
                     if (HAS_B) {
                         bars[0] = bars[0] - w * along[k];
-                        w = own[0] * w;
-                        along[k] = own[0] * along[k];
+                        w = own.b * w;
+                        along[k] = own.b * along[k];
                     }
 #pragma unroll
                     for (int axis = 0; axis < 3; axis++) u_bar[k][axis] = sum(w * qj[axis]);
 #if HAS_Y
 #pragma unroll
                     for (int axis = 0; axis < 3; axis++) bars[HAS_B + axis] = bars[HAS_B + axis] + y.w[k] * qj[axis];
-                    yq[k] = own[HAS_B] * qj[0] + own[1 + HAS_B] * qj[1] + own[2 + HAS_B] * qj[2];
+                    yq[k] = own.y[0] * qj[0] + own.y[1] * qj[1] + own.y[2] * qj[2];
 #endif
                 }
                 m.leave(stage);
@@ -601,7 +612,7 @@ message_transpose(const float* __restrict__ pairs, const uint32* __restrict__ wo
                   float* __restrict__ b_bar, float* __restrict__ y_bar, float* __restrict__ rest, float* __restrict__ pair_bars) {
     SHARED(char, memory);
     Backward m(memory);
-    Ends of = {a, BESIDE ? a + F : b, BESIDE ? a + (1 + HAS_B) * F : y, a_bar, b_bar, y_bar, rest};
+    Ends of = {a, PACKED ? a + F : b, y, a_bar, b_bar, y_bar, rest};
     if (carries()) {
         Turns turns(words, pairs, n, slots, capacity);
         clear_rest(turns, rest, (1 + SOURCES) * F);

@@ -18,10 +18,18 @@ struct Row {
 
 struct Here {
     int n, atom, local, channel;  // first atom of this lane, of all and of the 16; first channel
-    __device__ Here(int atoms) : n(atoms) {
+    int left[2];                  // of the first and the second eight atoms, which block of message.cu left a part of their sums
+    // parts: blocks of message.cu, if those have equal parts of all groups of eight atoms and leave what they sum within one
+    __device__ Here(int atoms, int parts = 1) : n(atoms) {
         local = lane() >> 2;
         atom = block() * ATOMS + local;
         channel = warp() * 16 + 4 * (lane() & 3);
+        int groups = (n + 7) / 8;
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            int group = 2 * block() + k, next = group * parts / groups + 1;  // the first block that begins behind its beginning
+            left[k] = groups * next / parts == group ? next - 1 : -1;
+        }
     }
     __device__ __forceinline__ bool has(int second, int width) const { return atom + 8 * second < n && channel < width; }
 };
@@ -37,12 +45,36 @@ __device__ __forceinline__ Row load_row(const Here& h, const float* x, int strid
     return r;
 }
 
+// sums of a message, with what was left, [8 parts, all], from `column` on
+__device__ __forceinline__ Row load_sums(const Here& h, const float* x, int stride, int offset, int width, const float* rest, int all, int column) {
+    Row r = load_row(h, x, stride, offset, width);
+#pragma unroll
+    for (int k = 0; k < 2; k++)
+        if (h.left[k] >= 0 && h.has(k, width)) {
+            float4 q = *(const float4*)(rest + (8 * h.left[k] + h.local) * all + column + h.channel);
+            r.v[4 * k] += q.x, r.v[4 * k + 1] += q.y, r.v[4 * k + 2] += q.z, r.v[4 * k + 3] += q.w;
+        }
+    return r;
+}
+
 __device__ __forceinline__ void store_row(const Here& h, float* x, int stride, int offset, int width, const Row& r) {
 #pragma unroll
     for (int k = 0; k < 2; k++)
         if (h.has(k, width))
             *(float4*)(x + (long long)(h.atom + 8 * k) * stride + offset + h.channel) =
                 make_float4(r.v[4 * k], r.v[4 * k + 1], r.v[4 * k + 2], r.v[4 * k + 3]);
+}
+
+// four rows as three, at `offset` and behind it (`pack`)
+__device__ __forceinline__ void store_packed(const Here& h, float* x, int stride, int offset, int width, const Row& a, const Row& b, const Row& c, const Row& d) {
+    Row packed[3];
+    EACH {
+        float words[3];
+        pack({a.v[i], b.v[i], c.v[i], d.v[i]}, words);
+        packed[0].v[i] = words[0], packed[1].v[i] = words[1], packed[2].v[i] = words[2];
+    }
+#pragma unroll
+    for (int k = 0; k < 3; k++) store_row(h, x, stride, offset + k * width, width, packed[k]);
 }
 
 // a row that all atoms share

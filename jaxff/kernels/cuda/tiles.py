@@ -114,13 +114,17 @@ def generate(
     sums: int,
     wanted: Sequence[str],
     joined: Sequence[str],
+    packed: Sequence[str] = (),
+    parted: bool = False,
 ) -> Generated:
     """The kernel that runs the phases.
 
     weights: the phases' tree, of arrays or their shapes; state: how many rows each name has that the phases get; sums:
     rows of the message's sums, the last three of them joined; wanted: names that are stored; joined: names whose rows
-    are one array. The kernel's arguments: the arrays of the state and of the sums; the leaves `read` of the weights;
-    halves of each product's matrix, and one array of their factors; N; the outputs.
+    are one array; packed: of these, names whose last four rows are three (`pack` in device.cu); parted: whether blocks
+    of message.cu left parts of the sums. The kernel's arguments: the arrays of the state and of the sums; the leaves
+    `read` of the weights; halves of each product's matrix, and one array of their factors; what was left, if parted; N,
+    and how many blocks; the outputs.
     """
     f = config.hidden_dim
     leaves, tree = jax.tree.flatten(weights)
@@ -137,31 +141,38 @@ def generate(
     shapes = [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in leaves]
     closed, out = jax.make_jaxpr(run, return_shape=True)([[row] * n for n in counts], shapes)
     writer = Writer(f, closed.jaxpr, sum(counts), UNITS)
-    arguments, loads = _inputs(f, state, sums, joined)
+    arguments, loads = _inputs(f, state, sums, joined, parted)
     writer.lines += loads
     names = [(key, k, len(rows)) for key, rows in zip(wanted, out, strict=True) for k in range(len(rows))]
     outputs: list[str] = []
-    stores: dict[Any, list[str]] = {}
+    stores: list[Store] = []
     widths: list[int] = []
     for (key, k, count), x in zip(names, closed.jaxpr.outvars, strict=True):
         if k == 0 or key not in joined:
             outputs.append(f"float* __restrict__ out{len(outputs)}")
-            widths.append(0 if len(x.aval.shape) == 1 else f * count if key in joined else x.aval.shape[1])
+            rows = count - 1 if key in packed else count
+            widths.append(0 if len(x.aval.shape) == 1 else f * rows if key in joined else x.aval.shape[1])
         target, width = f"out{len(outputs) - 1}", widths[-1]
         offset = f * k if key in joined else 0
-        stores.setdefault(x, []).append(
-            f"store_row_sum(here, {target}, sums, {{}}, {f});"
-            if width == 0
-            else f"store_row(here, {target}, {width}, {offset}, {x.aval.shape[1]}, {{}});"
-        )
-    for x in [x for x in stores if x in writer.rows]:  # an input as it is
-        writer.lines += [line.format(writer.name(x)) for line in stores.pop(x)]
+        if width == 0:
+            stores.append(Store(f"store_row_sum(here, {target}, sums, {{}}, {f});", [x]))
+        elif key not in packed or k < count - 4:
+            stores.append(Store(f"store_row(here, {target}, {width}, {offset}, {x.aval.shape[1]}, {{}});", [x]))
+        elif k == count - 4:
+            stores.append(Store(f"store_packed(here, {target}, {width}, {offset}, {f}, {{}}, {{}}, {{}}, {{}});", [x]))
+        else:
+            stores[-1].rows.append(x)
+    for store in [x for x in stores if x.rows[0] in writer.rows]:  # inputs as they are
+        writer.store(store)
+        stores.remove(store)
     writer.walk(_ordered(closed.jaxpr, writer.rows), stores)
     counts_out = tuple(1 if key in joined else len(rows) for key, rows in zip(wanted, out, strict=True))
     products = writer.products
     arguments += [f"const float* __restrict__ w{k}" for k in writer.read]
     arguments += [f"const uint4* __restrict__ p{k}" for k in range(len(products))]
-    arguments += ["const float* __restrict__ factors", "int n", *outputs]
+    arguments.append("const float* __restrict__ factors")
+    arguments += ["const float* __restrict__ rest", "int n", "int parts"] if parted else ["int n"]
+    arguments += outputs
     units = UNITS if writer.parks else max((min(UNITS, p.rows * p.blocks) for p in products), default=0)
     source = "\n    ".join(
         [
@@ -170,7 +181,7 @@ def generate(
             f"float* sums = (float*)(operands + {2 * units} * HALF);",
             "int* maxima = (int*)(sums + GROUPS * ATOMS);",
             f"for (int k = thread(); k < {len(products)} * ATOMS; k += THREADS) maxima[k] = 0;",
-            "Here here(n);",
+            f"Here here(n{', parts' if parted else ''});",
             "sync();",
             *writer.lines,
         ]
@@ -178,7 +189,9 @@ def generate(
     return Generated(source + "\n}\n", tuple(products), tuple(writer.read), units, tuple(widths), counts_out)
 
 
-def _inputs(f: int, state: dict[str, int], sums: int, joined: Sequence[str]) -> tuple[list[str], list[str]]:
+def _inputs(
+    f: int, state: dict[str, int], sums: int, joined: Sequence[str], parted: bool
+) -> tuple[list[str], list[str]]:
     """Arguments, and a macro for each row that loads it."""
     arguments: list[str] = []
     loads: list[str] = []
@@ -189,9 +202,19 @@ def _inputs(f: int, state: dict[str, int], sums: int, joined: Sequence[str]) -> 
             if k == 0 or not one:
                 arguments.append(f"const float* __restrict__ a{len(arguments)}")
             array, stride, offset = f"a{len(arguments) - 1}", f * count if one else f, f * k if one else 0
-            loads.append(f"#define LOAD_{row} load_row(here, {array}, {stride}, {offset}, {f})")
+            of, column = f"here, {array}, {stride}, {offset}, {f}", (row - sum(state.values())) * f
+            is_sum = parted and column >= 0
+            load = f"load_sums({of}, rest, {sums * f}, {column})" if is_sum else f"load_row({of})"
+            loads.append(f"#define LOAD_{row} {load}")
             row += 1
     return arguments, ["", *loads, ""]
+
+
+class Store(NamedTuple):
+    """A line that stores rows, with a place for the name of each."""
+
+    line: str
+    rows: list[Any]
 
 
 class Writer:
@@ -257,14 +280,21 @@ class Writer:
         """A row by its i-th number."""
         self.lines.append(f"Row {self.new(out)}; EACH {self.names[out]}.v[i] = {code};")
 
-    def walk(self, equations: Sequence[Any], stores: dict[Any, list[str]] | None = None) -> None:
-        """All of them; lines that store a variable follow the one that makes it."""
+    def store(self, x: Store) -> None:
+        """What stores rows that are there."""
+        self.lines.append(x.line.format(*(self.name(row) for row in x.rows)))
+
+    def walk(self, equations: Sequence[Any], stores: list[Store] | None = None) -> None:
+        """All of them; lines that store rows, which are taken from the list, follow the one that makes the last."""
         for k, equation in enumerate(equations):
             if stores is not None:
                 self.later = equations[k + 1 :]
             self.write(equation)
-            for x in equation.outvars:
-                self.lines += [line.format(self.fetch(self.names[x])) for line in (stores or {}).get(x, [])]
+            there = [x for x in stores or [] if all(row in self.names for row in x.rows)]
+            for x in there:
+                self.store(x)
+            if stores:
+                stores[:] = [x for x in stores if x not in there]
 
     def write(self, equation: Any) -> None:
         kind, out = equation.primitive.name, equation.outvars[0]
