@@ -123,7 +123,7 @@ def backward(
     before = _to_add_to(pair_bars, step.launch)
     args = first.sources, above, first.table, geometry, launch, first.numbers, before, step.lengths
     pair_bars.append(first_transpose(*args))
-    pair_bar = whole(atoms.total(pair_bars), geometry, pairs.num_atoms, launch)
+    pair_bar = whole(pair_bars, geometry, pairs.num_atoms, launch, _lengths(tree, config))
     return _by_vectors(pair_bar, tree, config, geometry, pairs, e_bar, repulsion)
 
 
@@ -167,7 +167,7 @@ def energies_and_gradients(
     geometry = _geometry(vectors, pairs, tree, config)
     made, pair_bars = one.energies_and_gradients(tree, config, numbers, one.Places(geometry.places))
     made, repulsion = _completed(made, tree, config, numbers, geometry, pairs)
-    pair_bar = whole(atoms.total(list(pair_bars)), geometry, pairs.num_atoms, launch)
+    pair_bar = whole(list(pair_bars), geometry, pairs.num_atoms, launch, _lengths(tree, config))
     return made, _by_vectors(pair_bar, tree, config, geometry, pairs, None, repulsion)
 
 
@@ -275,8 +275,12 @@ def _to_add_to(pair_bars: list[Any], launch: Launch) -> Any:
 
 def _step(tree: Params, config: Config, geometry: Geometry, launch: Launch) -> atoms.Step:
     parts = min(launch.parts, config.hidden_dim // 16) if programs.fits(tree, config.hidden_dim) else 0
-    lengths = Lengths(1 / _intervals_per_angstrom(tree, config), _epsilon(config)) if parts else None
+    lengths = _lengths(tree, config) if parts else None
     return atoms.Step(_MODELS[config.architecture], config, geometry, launch._replace(parts=parts), lengths)
+
+
+def _lengths(tree: Params, config: Config) -> Lengths:
+    return Lengths(1 / _intervals_per_angstrom(tree, config), _epsilon(config))
 
 
 def _run(

@@ -126,7 +126,7 @@ def message_transpose(
     ā_i = Σ_j Wa p_j,  b̄_i = -Σ_j Wb u·q_j,  ȳ_i = Σ_j Wc q_j,
     D = Σ_f a_i p_j Wa' - b_i u·q_j Wb' + y_i·q_j Wc',  U = Σ_f b_i q_j Wb; `whole` joins them to pair gradients.
     Routes `JOINED` give what `whole` would. Route "few" gives it by groups of channels,
-    [G, 4, E], and adds it to `before`, which another message gave.
+    [G, 4, E], and adds it to `before`, which another message gave; route "cuda" as [E, 4].
     """
     sources, module = _apart(sources, table, launch), _elsewhere(launch.route)
     if launch.route == "few":
@@ -167,7 +167,8 @@ def first_transpose(
     if numbers is not None:
         from jaxff.kernels.cuda import engine
 
-        halves = engine.first_transpose(sources, cotangents, table, geometry, numbers)
+        beside = launch.route == "cuda"
+        halves = engine.first_transpose(sources, cotangents, table, geometry, numbers, beside)
         return _joined_within(halves, geometry, len(numbers)) if launch.route in JOINED else halves
     if launch.route == "few":
         return _elsewhere("few").message_transpose(sources, cotangents, table, geometry, before, sums=False)[1]
@@ -190,27 +191,31 @@ def first_transpose(
     return total([*pair_bars] if adds or before is None else [*pair_bars, *before])
 
 
-def whole(pair_bars: Float[Array, "..."], geometry: Geometry, num_atoms: int, launch: Launch) -> Float[Array, "C E"]:
+def whole(
+    pair_bars: Sequence[Float[Array, "..."]], geometry: Geometry, num_atoms: int, launch: Launch, lengths: Lengths
+) -> Float[Array, "C E"]:
     """[D, U_xyz], or gradients by vectors, of each pair that counts minus those of its reverse, from what both have.
 
-    No pair occurs twice.
+    pair_bars: what all messages gave. No pair occurs twice. By vectors where CUDA kernels find the reverses.
     """
     if launch.route == "few":
-        return total(list(pair_bars))
-    if launch.route in JOINED:
-        return pair_bars
-    if launch.dense:
-        return _joined_within(pair_bars, geometry, num_atoms)
-    e, senders = geometry.senders.shape[0], geometry.senders
-    slots = e // num_atoms
-    if launch.cuda:
+        return total(list(total(pair_bars)))
+    if launch.cuda and not launch.dense and launch.route not in JOINED:
         from jaxff.kernels.cuda import engine
 
-        return engine.whole(pair_bars, geometry, num_atoms)
+        beside = pair_bars if launch.route == "cuda" else [total(pair_bars).T]
+        return engine.whole(beside, geometry, num_atoms, lengths)
+    pair_bar = total(pair_bars).T if launch.route == "cuda" else total(pair_bars)
+    if launch.route in JOINED:
+        return pair_bar
+    if launch.dense:
+        return _joined_within(pair_bar, geometry, num_atoms)
+    e, senders = geometry.senders.shape[0], geometry.senders
+    slots = e // num_atoms
     valid = jnp.where(geometry.places[1] > 0, senders, -1).reshape(num_atoms, slots)
     receivers = jnp.arange(e, dtype=jnp.int32) // slots
     reverse = senders * slots + jnp.argmax(valid[senders] == receivers[:, None], axis=1).astype(jnp.int32)
-    return _joined(pair_bars, pair_bars[:, reverse])
+    return _joined(pair_bar, pair_bar[:, reverse])
 
 
 def _apart(sources: Sources, table: Any, launch: Launch) -> Sources:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from jaxff import kernels, load_potential, models
 from jaxff.kernels.cuda import engine, few, launch, molecules, packs, tiles
 from jaxff.kernels.cuda.filters import of_bins, of_elements, step_between
 from jaxff.kernels.cuda.matrices import halves
-from jaxff.kernels.message import Geometry, Launch, Sources, whole
+from jaxff.kernels.message import Geometry, Launch, Lengths, Sources, whole
 from jaxff.ops import accumulate_forces
+from jaxff.ops.distance import distance_reference
 from jaxff.system import Pairs
 from jaxff.tabulate import tabulate
 from tests.kernels import PROGRAMS
@@ -252,7 +254,7 @@ def test_messages_of_many_pairs(
 
     *sums, expected_halves = pairs.sums(a, b if has_b else np.ones_like(b), y if has_y else None, p, q)
     close_where_present((ds, dv, *bars), sums)
-    got = np.where(pairs.mask, np.asarray(halves_of_pairs).reshape(4, n, slots), 0)
+    got = np.where(pairs.mask, np.asarray(halves_of_pairs).T.reshape(4, n, slots), 0)
     close(got[0], expected_halves[0])
     close(got[1:], expected_halves[1:])
 
@@ -299,7 +301,8 @@ def test_messages_within_molecules(
     else:
         bars, halves_of_pairs = molecules.message_transpose(*arguments)
     launched = Launch(f, 1, 0, "few" if module is few else "molecules", cuda=True, dense=True)
-    got = np.where(pairs.mask, np.asarray(whole(halves_of_pairs, pairs.geometry, n, launched)).reshape(4, n, size), 0)
+    joined = np.asarray(whole([halves_of_pairs], pairs.geometry, n, launched, Lengths(1.0, 0.0)))
+    got = np.where(pairs.mask, joined.reshape(4, n, size), 0)
 
     *sums, expected_halves = pairs.sums(a, b, y if has_y else None, p, q)
     close_where_present((ds, dv, *bars), sums)
@@ -403,7 +406,10 @@ def test_first_message_by_elements(has_b: bool, f: int) -> None:
     sources = Sources(single(of_element[0]), single(of_element[1]) if has_b else None, None)
     arguments = filters, pairs.geometry, jnp.asarray(numbers, jnp.int32)
     ds, dv = engine.first_message(sources, *arguments)
-    got = np.asarray(engine.first_transpose(sources, (single(p), single(q)), *arguments)).reshape(4, n, slots)
+    arguments = sources, (single(p), single(q)), *arguments
+    got, beside = (np.asarray(engine.first_transpose(*arguments, beside)) for beside in (False, True))
+    np.testing.assert_array_equal(got, beside.T)
+    got = got.reshape(4, n, slots)
 
     senders, u, (wa, wb), (sa, sb) = pairs.senders, pairs.u, pairs.filters, pairs.slopes
     b = b if has_b else np.ones_like(b)
@@ -416,8 +422,8 @@ def test_first_message_by_elements(has_b: bool, f: int) -> None:
 
 
 def test_whole() -> None:
-    """Pairs in any order of slots, more than a warp of them, some of which don't count, against a search."""
-    n, slots, rng = 50, 41, np.random.default_rng(0)
+    """Pairs in any order of slots, more than a warp of them, some of which don't count, against a search in float64."""
+    n, slots, rng, lengths = 50, 41, np.random.default_rng(0), Lengths(0.25, 0.5)
     near = np.triu(rng.uniform(size=(n, n)) < 0.6, 1)
     near |= near.T
     assert 32 < near.sum(axis=1).max() <= slots
@@ -425,18 +431,27 @@ def test_whole() -> None:
     for i in range(n):
         places = rng.permutation(slots)[: near[i].sum()]
         senders[i, places], mask[i, places] = rng.permutation(np.flatnonzero(near[i])), True
-    halves_of_pairs = rng.normal(size=(4, n, slots)).astype(np.float32)
-    geometry = Geometry(
-        jnp.asarray(senders.reshape(-1), jnp.int32),
-        jnp.asarray(np.stack([mask] * 6).reshape(6, -1), jnp.float32),
-    )
-    got = np.asarray(engine.whole(jnp.asarray(halves_of_pairs.reshape(4, -1)), geometry, n)).reshape(4, n, slots)
+    parts = rng.normal(size=(3, n, slots, 4))
+    distances, vectors = rng.uniform(1, 4, (n, slots)), rng.normal(size=(n, slots, 3))
+    for i, s in np.argwhere(mask):  # alike in both directions
+        j = senders[i, s]
+        (back,) = np.flatnonzero((senders[j] == i) & mask[j])
+        distances[j, back], vectors[j, back] = distances[i, s], -vectors[i, s]
+    vectors *= (distances / np.linalg.norm(vectors, axis=-1))[..., None]
+    u, place = vectors / (distances + lengths.epsilon)[..., None], distances / lengths.interval
+    places = np.stack([place % 1, mask, *np.moveaxis(u, -1, 0), place // 1]).reshape(6, -1)
+    geometry = Geometry(jnp.asarray(senders.reshape(-1), jnp.int32), jnp.asarray(places, jnp.float32))
+    arrays = [jnp.asarray(x.reshape(-1, 4), jnp.float32) for x in parts]
+    got = np.asarray(engine.whole(arrays, geometry, n, lengths)).reshape(3, n, slots)
     assert np.all(got[:, ~mask] == 0)
+    halves_of_pairs = parts.sum(axis=0)
     for i, s in np.argwhere(mask):
         j = senders[i, s]
         (back,) = np.flatnonzero((senders[j] == i) & mask[j])
-        here, there = halves_of_pairs[:, i, s], halves_of_pairs[:, j, back]
-        np.testing.assert_array_equal(got[:, i, s], [here[0] + there[0], *(there - here)[1:]])
+        here, there = halves_of_pairs[i, s], halves_of_pairs[j, back]
+        bars = (here[:1] + there[:1]) / lengths.interval, (there - here)[None, 1:]
+        _, pullback = jax.vjp(partial(distance_reference, epsilon=lengths.epsilon), jnp.asarray(vectors[i, s, None]))
+        np.testing.assert_allclose(got[:, i, s], pullback(bars)[0][0], atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from jaxff.kernels.atoms import Heard, Made, PerAtom, Phase, Step, hear
 from jaxff.kernels.cuda import cut, launch, tiles
 from jaxff.kernels.cuda.filters import FUNCTIONS, of_bins, of_elements, step_between, whole_products
 from jaxff.kernels.cuda.matrices import halves, unequal
-from jaxff.kernels.message import Geometry, Sources
+from jaxff.kernels.message import Geometry, Lengths, Sources
 from jaxff.models.parameters import Params
 
 Config = StudentConfig | PainnConfig
@@ -164,7 +164,7 @@ def _message(sources: Sources, filters: Any, geometry: Any) -> Parted:
 
 def message_transpose(
     sources: Sources, cotangents: tuple[Float[Array, "N F"], Float[Array, "N 3F"]], filters: Any, geometry: Any
-) -> tuple[Sources, Float[Array, "4 E"]]:
+) -> tuple[Sources, Float[Array, "E 4"]]:
     """As jaxff.kernels.message.message_transpose, likewise; anything for pairs that don't count."""
     parted, halves_of_pairs = _message_transpose(sources, cotangents, filters, geometry)
     sent, bars = _sent(sources, filters), iter(parted.joined())
@@ -173,7 +173,7 @@ def message_transpose(
 
 def _message_transpose(
     sources: Sources, cotangents: tuple[Array, Array], filters: Any, geometry: Any
-) -> tuple[Parted, Float[Array, "4 E"]]:
+) -> tuple[Parted, Float[Array, "E 4"]]:
     n, e, sent = len(sources.a), geometry.senders.shape[0], _sent(sources, filters)
     f, has_b, has_y, _ = sent
     kernel = _message_kernel("message_transpose", filters["basis"].shape[1], sent)
@@ -186,7 +186,7 @@ def _message_transpose(
     )
     blocks = _blocks(geometry, n)
     rest_shape = blocks * GROUP, (1 + has_b + 3 * has_y) * f
-    shapes = (n, f), (n * has_b, f), (n * has_y, 3 * f), rest_shape, (4, e)
+    shapes = (n, f), (n * has_b, f), (n * has_y, 3 * f), rest_shape, (e, 4)
     *bars, rest, halves_of_pairs = launch.call(kernel, arrays, _sizes(geometry, n), shapes, blocks)
     return Parted([x for x in bars if x.size], rest), halves_of_pairs
 
@@ -217,11 +217,10 @@ def filters_of_elements(tree: Params, num_atoms: int, num_pairs: int) -> dict[st
 def first_message(
     sources: Sources, filters: Any, geometry: Geometry, numbers: Int[Array, "N"]
 ) -> tuple[Float[Array, "N F"], Float[Array, "N 3F"]]:
-    """As `message`, for sources of each element, [Z, F], with `filters_of_elements`."""
+    """As `message`, for sources of each element, [Z, F], with `filters_of_elements` that were made with them."""
     n, f = len(numbers), sources.a.shape[1]
     slots = geometry.senders.shape[0] // n
-    a, b, _ = with_stand_ins(sources)
-    arrays = (*geometry[:2], numbers, filters["basis"], *filters["matrices"][:2], filters["factors"], a, b)
+    arrays = (*geometry[:2], numbers, filters["basis"], *filters["matrices"][:2], filters["factors"])
     kernel = _first_kernel("first_message", f, filters["basis"].shape[1], sources.b is not None, slots)
     ds, dv = launch.call(kernel, arrays, (n, slots), ((n, f), (n, 3 * f)), -(-n // ATOMS))
     return ds, dv
@@ -233,26 +232,33 @@ def first_transpose(
     filters: Any,
     geometry: Geometry,
     numbers: Int[Array, "N"],
-) -> Float[Array, "4 E"]:
+    beside: bool,
+) -> Float[Array, "..."]:
     """As jaxff.kernels.message.first_transpose, likewise; zeros for pairs that don't count.
 
-    sources: those that the filters were made with.
+    [E, 4] if what a pair has is to lie side by side, as message.cu has it, or [4, E].
     """
     n, f = len(numbers), sources.a.shape[1]
     e = geometry.senders.shape[0]
     arrays = (*geometry[:2], numbers, filters["basis"], *filters["matrices"][2:], filters["factors"], *cotangents)
-    kernel = _first_kernel("first_transpose", f, filters["basis"].shape[1], sources.b is not None, e // n)
-    return launch.call(kernel, arrays, (n, e // n), [(4, e)], -(-n // ATOMS))[0]
+    kernel = _first_kernel("first_transpose", f, filters["basis"].shape[1], sources.b is not None, e // n, beside)
+    return launch.call(kernel, arrays, (n, e // n), [(e, 4) if beside else (4, e)], -(-n // ATOMS))[0]
 
 
-def whole(pair_bars: Float[Array, "4 E"], geometry: Geometry, num_atoms: int) -> Float[Array, "4 E"]:
-    """As jaxff.kernels.message.whole; zeros for pairs that don't count."""
-    e = geometry.senders.shape[0]
+def whole(
+    pair_bars: Sequence[Float[Array, "E 4"]], geometry: Geometry, num_atoms: int, lengths: Lengths
+) -> Float[Array, "3 E"]:
+    """Gradients by pair vectors, each minus its reverse's, of the halves [D, U_xyz] that all interactions gave.
+
+    Zeros for pairs that don't count.
+    """
+    e, arrays = geometry.senders.shape[0], " ".join(f"x({k})" for k in range(len(pair_bars)))
     defines = ("WARPS", ATOMS_OF_WHOLE), ("SLOTS", e // num_atoms)
-    source = launch.read("device.cu", "pairs.cu")
+    source = f"#define EACH_ARRAY(x) {arrays}\n" + launch.read("device.cu", "pairs.cu")
     kernel = launch.Kernel("whole", source, defines, 32 * ATOMS_OF_WHOLE, 0)
+    integers = num_atoms, *(int(np.float32(x).view(np.int32)) for x in lengths)
     blocks = -(-num_atoms // ATOMS_OF_WHOLE)
-    return launch.call(kernel, (*geometry[:2], pair_bars), (num_atoms,), [(4, e)], blocks)[0]
+    return launch.call(kernel, (*geometry[:2], *pair_bars), integers, [(3, e)], blocks)[0]
 
 
 def with_stand_ins(sources: Sources) -> tuple[Array, Array, Array]:
@@ -294,7 +300,7 @@ def _message_kernel(name: str, width: int, sent: _Sent) -> launch.Kernel:
 
 
 @functools.cache
-def _first_kernel(name: str, f: int, functions: int, has_b: bool, slots: int) -> launch.Kernel:
+def _first_kernel(name: str, f: int, functions: int, has_b: bool, slots: int, beside: bool = False) -> launch.Kernel:
     rank = whole_products(functions)
 
     def shared_with(batch: int) -> int:
@@ -306,7 +312,7 @@ def _first_kernel(name: str, f: int, functions: int, has_b: bool, slots: int) ->
 
     batch = next(k for k in (4, 2, 1) if k == 1 or shared_with(k) <= SHARED_OF_ELEMENTS)
     shared = shared_with(batch)
-    defines = (("F", f), ("FUNCTIONS", functions), ("HAS_B", int(has_b)), ("BATCH", batch))
+    defines = ("F", f), ("FUNCTIONS", functions), ("HAS_B", int(has_b)), ("BATCH", batch), ("BESIDE", int(beside))
     return launch.Kernel(name, launch.read("device.cu", "tiles.cu", "first.cu"), defines, 2 * f, shared)
 
 

@@ -160,10 +160,11 @@ def of_elements(
         return None
     basis, weights = few
     weights = np.pad(weights, ((0, whole_products(len(weights)) - len(weights)), (0, 0)))
-    parts = weights[:, :f], weights[:, f:]
-    sent = a, np.ones((1, f)) if b is None else b
-    back = [np.concatenate(list(x[:, :, None] * c.T), axis=1) for x, c in zip(sent, parts, strict=True)]
-    matrices, factors = zip(*(halves(x) for x in (*parts, *back)), strict=True)
+    sent, parts = (a, np.ones((1, f)) if b is None else b), (weights[:, :f], weights[:, f:])
+    by_elements = [x[:, None] * c for x, c in zip(sent, parts, strict=True)]  # [Z, K, F]
+    there = [x.swapaxes(0, 1).reshape(x.shape[1], -1) for x in by_elements]  # their columns beside each other
+    back = [x.transpose(2, 0, 1).reshape(f, -1) for x in by_elements]
+    matrices, factors = zip(*(halves(x) for x in (*there, *back)), strict=True)
     return {
         "basis": np.pad(basis.transpose(0, 2, 1), ((1, 0), (0, 0), (0, 0))).astype(np.float32),
         "matrices": list(matrices),

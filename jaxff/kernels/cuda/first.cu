@@ -4,18 +4,22 @@
 // and of each pair, with P_zk = sum_f C_akf a_zf p_if and Q_zk = sum_f C_bkf b_zf q_if,
 //     D = sum_k B_k'(r) (P_zk + u.Q_zk),  U = sum_k B_k(r) Q_zk.
 // So a pair costs FUNCTIONS instead of filters; products with C are of atoms. A block has 16 atoms (tiles.cu), a
-// warp some of them, a lane functions of the distance; some elements at once, so that products wait for each other rarely.
-// Defined from outside: F, FUNCTIONS, HAS_B; BATCH: elements at once.
+// warp some of them; of four pairs at a time eight lanes have one each, a lane every eighth function of the distance. Some
+// elements at once, so that products wait for each other rarely.
+// Defined from outside: F, FUNCTIONS, HAS_B; BATCH: elements at once; BESIDE: whether D and U of a pair lie side by side.
 #define K ((FUNCTIONS + 15) / 16 * 16)  // as products take them: the last ones are zero
-#define COLUMNS ((FUNCTIONS + 31) / 32)
+#define EACH_LANE ((FUNCTIONS + 7) / 8)  // functions
+#define AHEAD (EACH_LANE <= 4)           // whether there is room to ask for the next pairs' functions early
 #define ROUNDS ((ATOMS + GROUPS - 1) / GROUPS)
 #define STRIDE (K / 2 + 4)  // words of a row of K halves in shared memory
 #define SMALL (ATOMS * STRIDE)
 #define ELEMENTS 128
 #define OF_B (HAS_B ? BATCH : 1)  // of vectors
-#define AT_ONCE 4  // pairs: with D and U of each, 16 numbers to sum over lanes
+#define AT_ONCE 4  // pairs
 #define CHOSEN 64  // pairs of an atom whose places are in shared memory
 #define NONE 0xffff
+
+__device__ __forceinline__ int place_of_bar(int pair, int row, int all) { return BESIDE ? 4 * pair + row : row * all + pair; }
 
 // the pairs of a block's atoms, in shared memory
 struct Pairs {
@@ -58,7 +62,7 @@ struct Pairs {
                 elements[at] = counts[k] ? z[k] + 1 : 0;
                 if (counts[k]) sending[z[k]] = 1;
                 else if (pair_bars && at < end)
-                    for (int axis = 0; axis < 4; axis++) pair_bars[axis * all + begin + at] = 0.f;
+                    for (int row = 0; row < 4; row++) pair_bars[place_of_bar(begin + at, row, all)] = 0.f;
             }
         }
         sync();
@@ -76,60 +80,85 @@ struct Pairs {
     // the pairs of this warp's atoms with senders of some elements
     __device__ void choose(const int (&z)[BATCH]) const {
         for (int local = warp(); local < ATOMS; local += GROUPS) {
+            const unsigned char* of = elements + local * slots;
+            int count[BATCH] = {}, before = 0;
+            for (int begin = 0; begin < slots; begin += 32) {
+                int found = begin + lane() < slots ? of[begin + lane()] : 0;
+#pragma unroll
+                for (int k = 0; k < BATCH; k++) count[k] += ones(lanes_where(found == z[k] + 1));
+            }
             unsigned short* at = order + local * row();
-            int count = 0;
 #pragma unroll
             for (int k = 0; k < BATCH; k++) {
-                for (int begin = 0; begin < slots && z[k] < ELEMENTS; begin += 32) {
-                    int slot = begin + lane();
-                    bool mine = slot < slots && elements[local * slots + slot] == z[k] + 1;
-                    uint32 lanes = lanes_where(mine);
-                    if (mine) at[count + ones(lanes & ((1u << lane()) - 1))] = (unsigned short)slot;
-                    count += ones(lanes);
+                int whole = (count[k] + AT_ONCE - 1) / AT_ONCE * AT_ONCE;
+                if (lane() < whole - count[k]) at[before + count[k] + lane()] = NONE;
+                count[k] = before, before += whole;
+                if (lane() == 0) ends[local * BATCH + k] = before;
+            }
+            for (int begin = 0; begin < slots; begin += 32) {
+                int found = begin + lane() < slots ? of[begin + lane()] : 0;
+#pragma unroll
+                for (int k = 0; k < BATCH; k++) {
+                    uint32 lanes = lanes_where(found == z[k] + 1);
+                    if (found == z[k] + 1) at[count[k] + ones(lanes & ((1u << lane()) - 1))] = (unsigned short)(begin + lane());
+                    count[k] += ones(lanes);
                 }
-                int whole = (count + AT_ONCE - 1) / AT_ONCE * AT_ONCE;
-                if (count + lane() < whole) at[count + lane()] = NONE;
-                count = whole;
-                if (lane() == 0) ends[local * BATCH + k] = count;
             }
         }
         sync_warp();
     }
-    // places of CHOSEN / 2 of an atom's pairs
-    __device__ __forceinline__ void stage(int local, int from) const {
-        int all = n * slots, entry = from + lane(), to = local * CHOSEN + entry % CHOSEN;
+    // places of CHOSEN / 2 of an atom's pairs, which are asked for first
+    struct Places {
+        float4 t_u;
+        float interval;  // -1: no pair
+    };
+    __device__ __forceinline__ Places ask(int local, int from) const {
+        int all = n * slots, entry = from + lane();
         int slot = entry < ends[local * BATCH + BATCH - 1] ? order[local * row() + entry] : NONE;
+        Places r = {make_float4(0.f, 0.f, 0.f, 0.f), -1.f};
+        if (slot == NONE) return r;
         const float* at = places + (block() * ATOMS + local) * slots + slot;
-        chosen[to] = make_float4(0.f, 0.f, 0.f, 0.f), bytes[to] = 0;
-        if (slot == NONE) return;
-        chosen[to] = make_float4(at[0], at[2 * all], at[3 * all], at[4 * all]);
-        bytes[to] = (1 + (int)at[5 * all]) * FUNCTIONS * 16;
+        return {make_float4(at[0], at[2 * all], at[3 * all], at[4 * all]), at[5 * all]};
+    }
+    __device__ __forceinline__ void keep(int local, int from, const Places& x) const {
+        int to = local * CHOSEN + (from + lane()) % CHOSEN;
+        chosen[to] = x.t_u, bytes[to] = (1 + (int)x.interval) * FUNCTIONS * 16;
+    }
+    // what `each` needs to begin with, of all of this warp's atoms, so that nothing is waited for one by one
+    __device__ __forceinline__ void begin_all() const {
+        Places found[ROUNDS][2];
+#pragma unroll
+        for (int m = 0; m < 2 * ROUNDS; m++)
+            if (warp() + m / 2 * GROUPS < ATOMS) found[m / 2][m % 2] = ask(warp() + m / 2 * GROUPS, m % 2 * CHOSEN / 2);
+#pragma unroll
+        for (int m = 0; m < 2 * ROUNDS; m++)
+            if (warp() + m / 2 * GROUPS < ATOMS) keep(warp() + m / 2 * GROUPS, m % 2 * CHOSEN / 2, found[m / 2][m % 2]);
+        sync_warp();
     }
 };
 
-// B of AT_ONCE pairs in this lane: cubics
+// B of this lane's pair of AT_ONCE: cubics of every eighth function
 struct Cubics {
-    float4 c[AT_ONCE][COLUMNS];
+    float4 c[EACH_LANE];
     __device__ __forceinline__ void read(const Pairs& pairs, const int* bytes) {
+        const float4* from = (const float4*)((const char*)(pairs.basis + lane() % 8) + bytes[lane() / 8]);
 #pragma unroll
-        for (int q = 0; q < AT_ONCE; q++)
-#pragma unroll
-            for (int k = 0; k < COLUMNS; k++) {
-                c[q][k] = make_float4(0.f, 0.f, 0.f, 0.f);
-                if (32 * k + lane() < FUNCTIONS) c[q][k] = *(const float4*)((const char*)(pairs.basis + 32 * k + lane()) + bytes[q]);
-            }
+        for (int k = 0; k < EACH_LANE; k++) {
+            c[k] = make_float4(0.f, 0.f, 0.f, 0.f);
+            if (8 * k + 8 <= FUNCTIONS || 8 * k + lane() % 8 < FUNCTIONS) c[k] = from[8 * k];
+        }
     }
 };
 
-// Of an atom's pairs with senders of those elements, element by element: begin(k), use(cubics, their places, which of the order)
-// for AT_ONCE at a time, end(k). Their places were staged up to CHOSEN.
+// Of an atom's pairs with senders of those elements, element by element: begin(k), use(cubics, this lane's pair's t and u, which of
+// the order are these AT_ONCE), end(k). `begin_all` came before.
 template <class Begin, class Use, class End>
 __device__ __forceinline__ void each(const Pairs& pairs, int local, Begin begin, Use use, End end) {
     const int *ends = pairs.ends + local * BATCH, *bytes = pairs.bytes + local * CHOSEN;
-    const float4* chosen = pairs.chosen + local * CHOSEN;
+    const float4* chosen = pairs.chosen + local * CHOSEN + lane() / 8;
     int all = ends[BATCH - 1], at = 0;
     Cubics next;
-    if (all) next.read(pairs, bytes);
+    if (AHEAD && all) next.read(pairs, bytes);
 #pragma unroll 1
     for (int k = 0; k < BATCH; k++) {
         begin(k);
@@ -137,26 +166,27 @@ __device__ __forceinline__ void each(const Pairs& pairs, int local, Begin begin,
         for (int stop = ends[k]; at < stop; at += AT_ONCE) {
             if (at && at % (CHOSEN / 2) == 0 && at + CHOSEN / 2 < all) {
                 sync_warp();
-                pairs.stage(local, at + CHOSEN / 2);
+                pairs.keep(local, at + CHOSEN / 2, pairs.ask(local, at + CHOSEN / 2));
                 sync_warp();
             }
             Cubics now = next;
-            if (at + AT_ONCE < all) next.read(pairs, bytes + (at + AT_ONCE) % CHOSEN);
-            use(now, chosen + at % CHOSEN, at);
+            if (!AHEAD) now.read(pairs, bytes + at % CHOSEN);
+            else if (at + AT_ONCE < all) next.read(pairs, bytes + (at + AT_ONCE) % CHOSEN);
+            use(now, chosen[at % CHOSEN], at);
         }
         end(k);
     }
 }
 
-// what `each` needs, of all of this warp's atoms, so that nothing is waited for one by one
-__device__ __forceinline__ void stage_all(const Pairs& pairs) {
+// sums over this lane and the one with another bit of the mask: of 2 KEPT numbers either keeps half
+template <int KEPT, int COUNT>
+__device__ __forceinline__ void fold(float (&x)[COUNT], int mask) {
+    bool upper = lane() & mask;
 #pragma unroll
-    for (int m = 0; m < ROUNDS; m++) {
-        if (warp() + m * GROUPS >= ATOMS) continue;
-        pairs.stage(warp() + m * GROUPS, 0);
-        pairs.stage(warp() + m * GROUPS, CHOSEN / 2);
+    for (int k = 0; k < KEPT; k++) {
+        float send = upper ? x[k] : x[k + KEPT];
+        x[k] = (upper ? x[k + KEPT] : x[k]) + from_lane(send, mask);
     }
-    sync_warp();
 }
 
 // the next elements after the last of these; whether there is one
@@ -167,85 +197,101 @@ __device__ __forceinline__ bool next_elements(const Pairs& pairs, int (&z)[BATCH
     return z[0] < ELEMENTS;
 }
 
-__device__ __forceinline__ Row operator*(const Row& x, const Row& y) {
-    Row r;
-    EACH r.v[i] = x.v[i] * y.v[i];
-    return r;
+// Halves, into rows of K, of sums over the lanes of all pairs, and zeros after them: x[4 m + r] is of row(4 m + r) and function(...)
+template <int COUNT, class Row, class Function>
+__device__ __forceinline__ void put_sums(uint32* operands, int local, float factor, float (&x)[COUNT], Row row, Function function) {
+#pragma unroll
+    for (int m = 0; m < COUNT; m += 4) {
+        float four[4];
+#pragma unroll
+        for (int r = 0; r < 4; r++) four[r] = m + r < COUNT ? factor * x[m + r] : 0.f;
+        fold<2>(four, 16), fold<1>(four, 8);
+        int of = m + lane() / 8;
+        if (of >= COUNT) continue;
+        uint32 high, low;
+        split(four[0], 0.f, high, low);
+        unsigned short* at = (unsigned short*)(operands + 2 * row(of) * SMALL + local * STRIDE) + 8 * function(of) + lane() % 8;
+        at[0] = (unsigned short)high, at[2 * SMALL] = (unsigned short)low;
+    }
+#pragma unroll
+    for (int k = 0; k < COUNT; k++) x[k] = 0.f;
 }
 
-__device__ __forceinline__ Row of_element(const Here& h, const float* x, int z) { return load_shared_row(h, x + z * F, 0, F); }
+// what this thread stored, which a read that takes no place in L1 might miss
+__device__ __forceinline__ void add_stored(const Here& h, Row& r, const float* x, int stride, int offset) {
+#pragma unroll
+    for (int k = 0; k < 2; k++)
+        if (h.has(k, F)) {
+            float4 q = *(const float4*)(x + (long long)(h.atom + 8 * k) * stride + offset + h.channel);
+            r.v[4 * k] += q.x, r.v[4 * k + 1] += q.y, r.v[4 * k + 2] += q.z, r.v[4 * k + 3] += q.w;
+        }
+}
 
-// a and b of each element, [., F]; b where there is none: not read. Matrices: C of a, C of b; factors undo theirs.
+// Matrices: of each element a C and, with b, b C, or else C; factors undo theirs.
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
 first_message(const int* __restrict__ senders, const float* __restrict__ places, const int* __restrict__ numbers,
-              const float4* __restrict__ basis, const uint4* __restrict__ c_a, const uint4* __restrict__ c_b,
-              const float* __restrict__ factors, const float* __restrict__ a, const float* __restrict__ b, int n, int slots,
-              float* __restrict__ ds, float* __restrict__ dv) {
+              const float4* __restrict__ basis, const uint4* __restrict__ of_a, const uint4* __restrict__ of_b,
+              const float* __restrict__ factors, int n, int slots, float* ds, float* dv) {
+    constexpr int MATRIX = F / 16 * (K / 16) * 64;
     SHARED(uint32, operands);  // S of elements, then V: [BATCH + 3 OF_B, high and low, ATOMS, STRIDE]
     float4* for_chosen = (float4*)(operands + 2 * (BATCH + 3 * OF_B) * SMALL);
     Pairs pairs(numbers, senders, places, basis, n, slots, (float*)for_chosen + 5 * ATOMS * CHOSEN, for_chosen, nullptr);
     Here here(n);
-    Row s = {}, v[3] = {};
     float shrink = 1.f, grow = 1.f;  // B is at most 64, a half at most 65504
     while (64.f * slots * shrink > 32768.f) shrink *= 0.5f, grow *= 2.f;
+    for (int k = thread(); k < (BATCH + 3 * OF_B) * SMALL / 2; k += THREADS) ((uint4*)operands)[k] = {0, 0, 0, 0};  // where no functions are
+    sync();
+    bool first = true;
     int z[BATCH];
-    for (z[BATCH - 1] = -1; next_elements(pairs, z);) {
+    for (z[BATCH - 1] = -1; next_elements(pairs, z) || first; first = false) {
         pairs.choose(z);
-        stage_all(pairs);
+        pairs.begin_all();
         for (int local = warp(); local < ATOMS; local += GROUPS) {
-            float sums[4][COLUMNS] = {};
-            auto use = [&](const Cubics& cubics, const float4* places, int) {
+            float sums[4 * EACH_LANE] = {};  // of S and V by turns
+            auto use = [&](const Cubics& cubics, float4 at, int) {
 #pragma unroll
-                for (int q = 0; q < AT_ONCE; q++)
-#pragma unroll
-                    for (int k = 0; k < COLUMNS; k++) {
-                        float4 at = places[q];
-                        float value = cubic(cubics.c[q][k], at.x);
-                        sums[0][k] += value, sums[1][k] += at.y * value, sums[2][k] += at.z * value, sums[3][k] += at.w * value;
-                    }
-            };
-            auto put = [&](int r, int row) {
-#pragma unroll
-                for (int k = 0; k < COLUMNS; k++) {
-                    uint32 high, low;
-                    split(shrink * sums[r][k], 0.f, high, low);
-                    unsigned short* at = (unsigned short*)(operands + 2 * row * SMALL + local * STRIDE) + 32 * k + lane();
-                    if (32 * k + lane() < K) at[0] = (unsigned short)high, at[2 * SMALL] = (unsigned short)low;
-                    sums[r][k] = 0.f;
+                for (int k = 0; k < EACH_LANE; k++) {
+                    float value = cubic(cubics.c[k], at.x);
+                    sums[4 * k] += value, sums[4 * k + 1] += at.y * value, sums[4 * k + 2] += at.z * value, sums[4 * k + 3] += at.w * value;
                 }
             };
             each(pairs, local, [](int) {}, use, [&](int k) {
-                if (HAS_B && pairs.batch[k] == ELEMENTS) return;
-                put(0, k);
-                if (HAS_B || k == BATCH - 1)
+                if (HAS_B) {
+                    if (pairs.batch[k] == ELEMENTS) return;
+                    put_sums(operands, local, shrink, sums, [&](int of) { return of % 4 ? BATCH + 3 * k + of % 4 - 1 : k; }, [](int of) { return of / 4; });
+                    return;
+                }
+                float scalars[EACH_LANE], vectors[3 * EACH_LANE];
 #pragma unroll
-                    for (int axis = 0; axis < 3; axis++) put(1 + axis, BATCH + 3 * (HAS_B ? k : 0) + axis);
+                for (int f = 0; f < EACH_LANE; f++) {
+                    scalars[f] = sums[4 * f], sums[4 * f] = 0.f;
+#pragma unroll
+                    for (int axis = 0; axis < 3; axis++) vectors[3 * f + axis] = sums[4 * f + 1 + axis];
+                }
+                put_sums(operands, local, shrink, scalars, [&](int) { return k; }, [](int of) { return of; });
+                if (k == BATCH - 1) put_sums(operands, local, shrink, vectors, [](int of) { return BATCH + of % 3; }, [](int of) { return of / 3; });
             });
         }
         sync();
+        float scalar[1][1][2][4] = {}, vector[3][1][2][4] = {};
 #pragma unroll 1
         for (int k = 0; k < BATCH; k++) {
             int of = pairs.batch[k];
             if (of >= ELEMENTS) break;
-            float scalar[1][1][2][4] = {};
-            accumulate<1, 1, K, 1, F, STRIDE>(scalar, operands + 2 * k * SMALL, c_a);
-            Row x = of_element(here, a, of) * as_row(scalar[0][0], grow * factors[0], grow * factors[0]);
-            EACH s.v[i] += x.v[i];
-            if (!HAS_B && k) continue;
-            float vector[3][1][2][4] = {};
-            accumulate<3, 1, K, 1, F, STRIDE>(vector, operands + 2 * (BATCH + 3 * k) * SMALL, c_b);
+            accumulate<1, 1, K, 1, F, STRIDE>(scalar, operands + 2 * k * SMALL, of_a + of * MATRIX);
+            if (HAS_B || k == 0) accumulate<3, 1, K, 1, F, STRIDE>(vector, operands + 2 * (BATCH + 3 * k) * SMALL, of_b + (HAS_B ? of : 0) * MATRIX);
+        }
+        Row x = as_row(scalar[0][0], grow * factors[0], grow * factors[0]);
+        if (!first) add_stored(here, x, ds, F, 0);
+        store_row(here, ds, F, 0, F, x);
 #pragma unroll
-            for (int axis = 0; axis < 3; axis++) {
-                x = as_row(vector[axis][0], grow * factors[1], grow * factors[1]);
-                if (HAS_B) x = of_element(here, b, of) * x;
-                EACH v[axis].v[i] += x.v[i];
-            }
+        for (int axis = 0; axis < 3; axis++) {
+            x = as_row(vector[axis][0], grow * factors[1], grow * factors[1]);
+            if (!first) add_stored(here, x, dv, 3 * F, axis * F);
+            store_row(here, dv, 3 * F, axis * F, F, x);
         }
         sync();
     }
-    store_row(here, ds, F, 0, F, s);
-#pragma unroll
-    for (int axis = 0; axis < 3; axis++) store_row(here, dv, 3 * F, axis * F, F, v[axis]);
 }
 
 // 16 columns of a row of K numbers of each atom
@@ -255,19 +301,7 @@ __device__ __forceinline__ void keep(const Here& h, float* rows, int part, const
         *(float4*)(rows + (h.local + 8 * k) * K + 16 * part + 4 * (lane() & 3)) = make_float4(r.v[4 * k], r.v[4 * k + 1], r.v[4 * k + 2], r.v[4 * k + 3]);
 }
 
-// sums over this lane and the one with another bit of the mask: of 2 KEPT numbers either keeps half
-template <int KEPT>
-__device__ __forceinline__ void fold(float (&x)[4 * AT_ONCE], int mask) {
-    bool upper = lane() & mask;
-#pragma unroll
-    for (int k = 0; k < KEPT; k++) {
-        float send = upper ? x[k] : x[k + KEPT];
-        x[k] = (upper ? x[k + KEPT] : x[k]) + from_lane(send, mask);
-    }
-}
-
-// Of each pair (i, j) [D, -U_xyz], the half that belongs to what j sends to i. Matrices: of each element a C and, with b,
-// b C, or else C, all transposed.
+// Of each pair (i, j) [D, -U_xyz], the half that belongs to what j sends to i. Matrices: those, transposed.
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
 first_transpose(const int* __restrict__ senders, const float* __restrict__ places, const int* __restrict__ numbers,
                 const float4* __restrict__ basis, const uint4* __restrict__ of_a, const uint4* __restrict__ of_b,
@@ -312,35 +346,33 @@ first_transpose(const int* __restrict__ senders, const float* __restrict__ place
                 keep(here, above_q + (3 * k + axis) * ATOMS * K, part, as_row(vector[axis][0], factors[3] * of_q.down(0), factors[3] * of_q.down(1)));
         }
         sync();
-        stage_all(pairs);
+        pairs.begin_all();
         for (int local = warp(); local < ATOMS; local += GROUPS) {
-            float g[4][COLUMNS];
+            float g[4][EACH_LANE];
             auto begin = [&](int of) {
 #pragma unroll
-                for (int k = 0; k < COLUMNS; k++) {
-                    int column = local * K + min(32 * k + lane(), K - 1);
+                for (int k = 0; k < EACH_LANE; k++) {
+                    int column = local * K + 8 * k + lane() % 8;
                     g[0][k] = above[of * ATOMS * K + column];
 #pragma unroll
                     for (int axis = 0; axis < 3; axis++) g[1 + axis][k] = above_q[(3 * (HAS_B ? of : 0) + axis) * ATOMS * K + column];
                 }
             };
-            each(pairs, local, begin, [&](const Cubics& cubics, const float4* places, int from) {
-                float x[4 * AT_ONCE] = {};  // D and -U of each
+            each(pairs, local, begin, [&](const Cubics& cubics, float4 at, int from) {
+                float x[4] = {};  // D and -U
 #pragma unroll
-                for (int m = 0; m < AT_ONCE; m++)
-#pragma unroll
-                    for (int k = 0; k < COLUMNS; k++) {
-                        float4 c = cubics.c[m][k], at = places[m];
-                        float value = cubic(c, at.x), slope = cubic_slope(c, at.x);
-                        x[4 * m] += slope * (g[0][k] + at.y * g[1][k] + at.z * g[2][k] + at.w * g[3][k]);
-                        x[4 * m + 1] -= value * g[1][k], x[4 * m + 2] -= value * g[2][k], x[4 * m + 3] -= value * g[3][k];
-                    }
-                // sums over lanes; lane 2 k, and 2 k + 1, gets the k-th
-                fold<8>(x, 16), fold<4>(x, 8), fold<2>(x, 4), fold<1>(x, 2);
+                for (int k = 0; k < EACH_LANE; k++) {
+                    float4 c = cubics.c[k];
+                    float value = cubic(c, at.x), slope = cubic_slope(c, at.x);
+                    x[0] += slope * (g[0][k] + at.y * g[1][k] + at.z * g[2][k] + at.w * g[3][k]);
+                    x[1] -= value * g[1][k], x[2] -= value * g[2][k], x[3] -= value * g[3][k];
+                }
+                // sums over a pair's lanes; lane 2 k, and 2 k + 1, gets the k-th of all pairs'
+                fold<2>(x, 4), fold<1>(x, 2);
                 x[0] += from_lane(x[0], 1);
                 int slot = pairs.order[local * pairs.row() + from + lane() / 8];
                 if (slot != NONE && lane() % 2 == 0)
-                    pair_bars[lane() / 2 % 4 * n * slots + (block() * ATOMS + local) * slots + slot] = x[0];
+                    pair_bars[place_of_bar((block() * ATOMS + local) * slots + slot, lane() / 2 % 4, n * slots)] = x[0];
             }, [](int) {});
         }
     }

@@ -480,7 +480,7 @@ __device__ __forceinline__ void keep_share(float* share, int first, const float 
 // [D] of scalars, by 32 channels, then [D, U_xyz] of vectors
 #define SHARES (5 * SCALARS * SHARE)
 // the sums of all shares of a carrier's pairs in a turn
-__device__ __forceinline__ void add_shares(const float* shares, const Turn& turn, int all, const float* scales, float* pair_bars) {
+__device__ __forceinline__ void add_shares(const float* shares, const Turn& turn, const float* scales, float* pair_bars) {
     int pair = lane() % 16 / 4 * 16 + 4 * carrier() + lane() % 4, edge = turn.edge[pair];
     if (edge < 0) return;
 #pragma unroll
@@ -492,7 +492,7 @@ __device__ __forceinline__ void add_shares(const float* shares, const Turn& turn
             if (row == 0) total += shares[part * SHARE + pair];
             total += shares[(SCALARS + 4 * part + row) * SHARE + pair];
         }
-        pair_bars[row * all + edge] = scales[0] * (row ? total : scales[2] * total);
+        pair_bars[4 * edge + row] = scales[0] * (row ? total : scales[2] * total);
     }
 }
 
@@ -602,7 +602,7 @@ __device__ __forceinline__ void transpose(const Backward& m, const uint4* matric
     }
 }
 
-// Cotangents of the sources; and of each pair (i, j) that counts the half [D, U_xyz] that belongs to what i sends to j:
+// Cotangents of the sources; and of each pair (i, j) that counts the half [D, U_xyz], side by side, that belongs to what i sends to j:
 // D = sum_f a_i p_j Wa' - b_i (u.q_j) Wb' + (y_i.q_j) Wc',  U = sum_f b_i q_j Wb.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 message_transpose(const float* __restrict__ pairs, const uint32* __restrict__ words, const float4* __restrict__ basis,
@@ -617,7 +617,7 @@ message_transpose(const float* __restrict__ pairs, const uint32* __restrict__ wo
         Turns turns(words, pairs, n, slots, capacity);
         clear_rest(turns, rest, (1 + SOURCES) * F);
         Piece pieces[] = {{p, F, 0}, {q, 3 * F, F}};
-        carry(m, turns, pieces, Maker<4>{basis, scales[1]}, [&](int k) { add_shares(m.shares + k * SHARES, m.turns[k], n * slots, scales, pair_bars); });
+        carry(m, turns, pieces, Maker<4>{basis, scales[1]}, [&](int k) { add_shares(m.shares + k * SHARES, m.turns[k], scales, pair_bars); });
     } else if (of_scalars()) transpose<true>(m, matrices, scales[0], n, of);
     else transpose<false>(m, matrices, scales[0], n, of);
 }

@@ -1,15 +1,27 @@
-// [D, U_xyz] of each pair minus those of its reverse, from the halves that both have: jaxff.kernels.message.whole.
+// Gradients by the vectors of pairs: of [D, U_xyz] of each pair and of its reverse, from the halves that both have of each
+// interaction (jaxff.kernels.message.whole, jaxff.ops.distance.distance_bwd).
 //
 // A warp serves the pairs of one atom with senders after it, and looks for the reverse of each among its sender's: it is
 // the only one with this atom, but for those that don't count. Of pairs that don't count: zeros.
-// Defined from outside: WARPS of a block; SLOTS of an atom.
+// Defined from outside: WARPS of a block; SLOTS of an atom; EACH_ARRAY(x): x(0) x(1) ... for each array of halves.
 #define AT_ONCE 8  // pairs
 #define ROUNDS ((SLOTS + 31) / 32)
+#define ARGUMENT(k) const float4 *__restrict__ halves_##k,
+#define ADD(k) r = r + halves_##k[e];
+
+__device__ __forceinline__ float4 operator+(float4 x, float4 y) { return make_float4(x.x + y.x, x.y + y.y, x.z + y.z, x.w + y.w); }
+
+// interval, epsilon: a table's interval in Å, and ε of directions u = r / (d + ε), as words
 extern "C" __global__ void __launch_bounds__(32 * WARPS)
-whole(const int* __restrict__ senders, const float* __restrict__ places, const float* __restrict__ halves, int n,
-      float* __restrict__ pair_bars) {
+whole(const int* __restrict__ senders, const float* __restrict__ places, EACH_ARRAY(ARGUMENT) int n, int interval, int epsilon,
+      float* __restrict__ by_vectors) {
     int all = n * SLOTS, atom = block() * WARPS + warp();
     const float* mask = places + all;
+    auto total = [&](int e) {
+        float4 r = make_float4(0.f, 0.f, 0.f, 0.f);
+        EACH_ARRAY(ADD)
+        return r;
+    };
     if (atom >= n) return;
     for (int begin = 0; begin < SLOTS; begin += 32) {
         int slot = begin + lane(), e = atom * SLOTS + slot, reverse = -1;
@@ -43,11 +55,21 @@ whole(const int* __restrict__ senders, const float* __restrict__ places, const f
         }
         if (reverse >= 0 && !(mask[reverse] > 0.f)) reverse = -1;
         if (slot >= SLOTS || (counts && sender < atom)) continue;
+        float g[3] = {0.f, 0.f, 0.f};
+        if (counts) {
+            float4 here = total(e), there = reverse >= 0 ? total(reverse) : make_float4(0.f, 0.f, 0.f, 0.f);
+            float u[3] = {places[2 * all + e], places[3 * all + e], places[4 * all + e]};
+            float by_direction[3] = {there.y - here.y, there.z - here.z, there.w - here.w};
+            float d = (places[e] + places[5 * all + e]) * as_float(interval), longer = d + as_float(epsilon);
+            float along = u[0] * by_direction[0] + u[1] * by_direction[1] + u[2] * by_direction[2];
+            float by_distance = (here.x + there.x) / as_float(interval) - along / longer;
 #pragma unroll
-        for (int row = 0; row < 4; row++) {
-            float here = counts ? halves[row * all + e] : 0.f, there = reverse >= 0 ? halves[row * all + reverse] : 0.f;
-            pair_bars[row * all + e] = row ? there - here : here + there;
-            if (reverse >= 0) pair_bars[row * all + reverse] = row ? here - there : here + there;
+            for (int axis = 0; axis < 3; axis++) g[axis] = by_distance * u[axis] * (longer / d) + by_direction[axis] / longer;
+        }
+#pragma unroll
+        for (int axis = 0; axis < 3; axis++) {
+            by_vectors[axis * all + e] = g[axis];
+            if (reverse >= 0) by_vectors[axis * all + reverse] = -g[axis];
         }
     }
 }
