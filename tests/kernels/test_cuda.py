@@ -98,10 +98,14 @@ class RandomPairs:
         f: int,
         molecules: bool = False,
         share: float = 0.8,
+        hear_nothing: slice = slice(0, 1),
     ) -> None:
-        """molecules: all pairs of molecules of `slots` atoms, alike in both directions; share: of pairs that count."""
+        """molecules: all pairs of molecules of `slots` atoms, alike in both directions; share: of pairs that count.
+
+        hear_nothing: atoms, of others.
+        """
         self.senders, self.mask = rng.integers(0, n, (n, slots)), rng.uniform(size=(n, slots)) < share
-        self.mask[0] = False
+        self.mask[hear_nothing] = False
         self.u = rng.normal(size=(3, n, slots))
         x, interval = rng.uniform(size=(n, slots)).astype(np.float32), rng.integers(0, len(table), (n, slots))
         if molecules:
@@ -206,6 +210,31 @@ def test_turns_are_full() -> None:
                 taken[8 * group + a, slot] += 1
     np.testing.assert_array_equal(taken, pairs.mask)
     assert pairs.mask.sum() > 0.7 * 16 * chunks_of_all  # 0.54 if each turn had all pairs of its bin
+
+
+def test_four_numbers_in_three_words() -> None:
+    """Each is as near as 16 bits allow; zeros stay almost zero, and what is no number stays none."""
+    body = """
+extern "C" __global__ void packed(const float* x, int n, float* back) {
+    for (int k = thread(); k < n; k += 32) {
+        float words[3];
+        pack({x[4 * k], x[4 * k + 1], x[4 * k + 2], x[4 * k + 3]}, words);
+        for (int i = 0; i < 3; i++) back[4 * k + i] = words[i];
+        back[4 * k + 3] = fourth_of(words[0], words[1], words[2]);
+    }
+}"""
+    x = np.random.default_rng(0).normal(size=(1000, 4)) * 10.0 ** np.arange(-20, 20)[:, None, None].repeat(
+        25, 1
+    ).reshape(-1, 1)
+    x[:4], x[4:8] = np.diag([np.nan] * 4), 0
+    x = x.astype(np.float32)
+    kernel = launch.Kernel("packed", launch.read("device.cu") + body, (), 32, 0)
+    back = np.asarray(launch.call(kernel, [jnp.asarray(x)], (len(x),), [x.shape], 1)[0])
+    np.testing.assert_array_equal(np.isnan(back), np.isnan(x))
+    numbers = ~np.isnan(x)
+    error = np.abs(back[numbers].astype(np.float64) - x[numbers])
+    assert (error <= 2.0**-16 * 1.01 * np.abs(x[numbers]) + 1e-42).all()
+    assert np.sqrt(np.mean((error[100:] / np.abs(x[numbers][100:])) ** 2)) < 2.0**-17
 
 
 @pytest.mark.parametrize(
@@ -391,15 +420,15 @@ def test_molecules_fit_small_gpus() -> None:
         assert dict(kernel.defines)["PARTS"] >= 1
 
 
-@pytest.mark.parametrize(("has_b", "f"), [(True, 48), (False, 64)])
-def test_first_message_by_elements(has_b: bool, f: int) -> None:
-    """Sums and halves against float64: more than a tile of atoms, of which one hears nothing."""
-    n, slots, rng = 19, 37, np.random.default_rng(f)
+@pytest.mark.parametrize(("has_b", "f", "slots"), [(True, 48, 37), (False, 64, 37), (True, 32, 150)])
+def test_first_message_by_elements(has_b: bool, f: int, slots: int) -> None:
+    """Sums and halves against float64: more pairs than fit at once; three tiles, one of which hears nothing."""
+    n, rng = 37, np.random.default_rng(f)
     table = smooth_table(rng, 2 * f)
     of_element = rng.normal(size=(2, 128, f))
     filters = of_elements(table, of_element[0], of_element[1] if has_b else None)
     assert filters is not None
-    pairs = RandomPairs(rng, n, slots, table, f)
+    pairs = RandomPairs(rng, n, slots, table, f, hear_nothing=slice(16, 32))
     numbers = rng.choice([1, 6, 7, 8, 17, 53, 127], n)
     a, b = of_element[:, numbers]
     p, q = rng.normal(size=(n, f)), rng.normal(size=(n, 3, f))

@@ -54,7 +54,7 @@ struct Pairs {
                 counts[k] = from + k * THREADS < end && places[all + e] > 0.f, z[k] = senders[e];
             }
 #pragma unroll
-            for (int k = 0; k < EACH_TIME; k++) z[k] = numbers[z[k]] % ELEMENTS;
+            for (int k = 0; k < EACH_TIME; k++) z[k] = numbers[counts[k] ? z[k] : 0] % ELEMENTS;
 #pragma unroll
             for (int k = 0; k < EACH_TIME; k++) {
                 int at = from + k * THREADS;
