@@ -462,6 +462,7 @@ def test_whole() -> None:
         senders[i, places], mask[i, places] = rng.permutation(np.flatnonzero(near[i])), True
     parts = rng.normal(size=(3, n, slots, 4))
     distances, vectors = rng.uniform(1, 4, (n, slots)), rng.normal(size=(n, slots, 3))
+    distances[distances < 1.1] = 0  # two at the same place
     for i, s in np.argwhere(mask):  # alike in both directions
         j = senders[i, s]
         (back,) = np.flatnonzero((senders[j] == i) & mask[j])

@@ -8,7 +8,7 @@
 // copies into a ring in shared memory, and make B of the next turn; each has four of 16 pairs. All wait for what they read,
 // not for each other.
 // Defined from outside: F, HAS_B, HAS_Y; PACKED: whether a, b and y of an atom lie side by side, in the array a, b and y as
-// `packed` (device.cu) makes them; BIN, STEP: intervals of a bin, and from one's beginning to the next one's; STAGES of the ring.
+// `pack` (device.cu) makes them; BIN, STEP: intervals of a bin, and from one's beginning to the next one's; STAGES of the ring.
 // scales: the factor of W that undoes those of B and C; of slopes, one more and its inverse.
 #define SCALARS ((F + 31) / 32)  // warps with Wa
 #define VECTORS (2 * SCALARS)    // warps with Wb and Wc
@@ -34,16 +34,16 @@ __device__ __forceinline__ float4 four(const float* x) { return *(const float4*)
 // b and y of four channels
 struct Vectors {
     float4 b, y[3];
-    // b: row and channel of b, or of what is packed; y: likewise
-    __device__ __forceinline__ void read(const float* b_, const float* y_) {
+    // from where b, or what is packed, has the first of these channels, and y
+    __device__ __forceinline__ void read(const float* of_b, const float* of_y) {
 #if PACKED
-        b = four(b_), y[0] = four(b_ + F), y[1] = four(b_ + 2 * F);
+        b = four(of_b), y[0] = four(of_b + F), y[1] = four(of_b + 2 * F);
         y[2] = make_float4(fourth_of(b.x, y[0].x, y[1].x), fourth_of(b.y, y[0].y, y[1].y),
                            fourth_of(b.z, y[0].z, y[1].z), fourth_of(b.w, y[0].w, y[1].w));
 #else
-        if (HAS_B) b = four(b_);
+        if (HAS_B) b = four(of_b);
 #pragma unroll
-        for (int axis = 0; axis < 3 * HAS_Y; axis++) y[axis] = four(y_ + axis * F);
+        for (int axis = 0; axis < 3 * HAS_Y; axis++) y[axis] = four(of_y + axis * F);
 #endif
     }
 };

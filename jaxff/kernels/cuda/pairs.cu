@@ -61,10 +61,11 @@ whole(const int* __restrict__ senders, const float* __restrict__ places, EACH_AR
             float u[3] = {places[2 * all + e], places[3 * all + e], places[4 * all + e]};
             float by_direction[3] = {there.y - here.y, there.z - here.z, there.w - here.w};
             float d = (places[e] + places[5 * all + e]) * as_float(interval), longer = d + as_float(epsilon);
+            float t = longer > 0.f ? 1.f / longer : 0.f, of_unit = d > 0.f ? longer / d : 0.f;  // of u, which is a bit shorter
             float along = u[0] * by_direction[0] + u[1] * by_direction[1] + u[2] * by_direction[2];
-            float by_distance = (here.x + there.x) / as_float(interval) - along / longer;
+            float by_distance = (here.x + there.x) / as_float(interval) - t * along;
 #pragma unroll
-            for (int axis = 0; axis < 3; axis++) g[axis] = by_distance * u[axis] * (longer / d) + by_direction[axis] / longer;
+            for (int axis = 0; axis < 3; axis++) g[axis] = by_distance * of_unit * u[axis] + t * by_direction[axis];
         }
 #pragma unroll
         for (int axis = 0; axis < 3; axis++) {

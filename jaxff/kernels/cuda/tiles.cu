@@ -28,7 +28,7 @@ struct Here {
 #pragma unroll
         for (int k = 0; k < 2; k++) {
             int group = 2 * block() + k, next = group * parts / groups + 1;  // the first block that begins behind its beginning
-            left[k] = groups * next / parts == group ? next - 1 : -1;
+            left[k] = parts > 1 && groups * next / parts == group ? next - 1 : -1;
         }
     }
     __device__ __forceinline__ bool has(int second, int width) const { return atom + 8 * second < n && channel < width; }
@@ -65,7 +65,7 @@ __device__ __forceinline__ void store_row(const Here& h, float* x, int stride, i
                 make_float4(r.v[4 * k], r.v[4 * k + 1], r.v[4 * k + 2], r.v[4 * k + 3]);
 }
 
-// four rows as three, at `offset` and behind it (`pack`)
+// four rows as three (`pack`), at `offset` and behind it
 __device__ __forceinline__ void store_packed(const Here& h, float* x, int stride, int offset, int width, const Row& a, const Row& b, const Row& c, const Row& d) {
     Row packed[3];
     EACH {
