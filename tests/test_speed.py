@@ -35,6 +35,7 @@ SCRIPTS = (
     "stages",
     "counters",
     "tune",
+    "rounding",
 )
 SMALL = {"hidden_dim": 16, "num_interactions": 2, "num_rbf": 6}
 
@@ -310,6 +311,32 @@ def test_first_steps_run_without_and_with_a_cache(speed: SimpleNamespace, monkey
     assert asked[1] == asked[2] is not None
     monkeypatch.setattr(speed.first_step, "measure_in_child", lambda *_, env: {"error": "out of memory"})
     assert speed.first_step.measure_row("painn", "xla-exact", 3) == {"error": "cold: out of memory"}
+
+
+def test_rounding(speed: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Numbers as near as bits allow, with slope 1; messages of few bits change forces, while they are asked for."""
+    rounding = speed.rounding
+    x = jnp.array([1.0, 1 / 3, -2e-5, 0.0])
+    assert (abs(rounding.rounded(x, 8) - x) <= 2.0**-8 * abs(x)).all()
+    np.testing.assert_array_equal(jax.grad(lambda x: rounding.rounded(x, 8).sum())(x), 1)
+    small = speed.rows.potential("painn", "xla-exact")
+    monkeypatch.setattr(rounding, "potential", lambda: small)
+    with rounding.messages_of(None, (False, False)):
+        expected = rounding.forces(0)
+    with rounding.messages_of(6, (True, True)):
+        coarse = rounding.forces(0)
+    for got, forces, wanted in zip(rounding.forces(0), coarse, expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+        assert 1e-6 < np.abs(forces - wanted).max() / np.abs(wanted).max() < 0.2
+    monkeypatch.setattr(rounding, "BITS", (16,))
+    monkeypatch.setattr(rounding, "drift", lambda blocks: {"steps": blocks})
+    monkeypatch.setattr(jax.config, "update", lambda *args: None)
+    monkeypatch.setattr(
+        sys, "argv", ["rounding.py", "-o", str(tmp_path / "out.json"), "--frames", "0", "--blocks", "3"]
+    )
+    rounding.main()
+    rows = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["rows"]
+    assert list(rows) == ["nve", "forces, xu, v to 16 bits", "nve, xu, v to 16 bits", "forces, xs, xu, v to 16 bits"]
 
 
 def test_a_child_that_fails_says_why(speed: SimpleNamespace) -> None:

@@ -38,7 +38,9 @@ def _directions(curves: Curves, rows: slice) -> Float[np.ndarray, "C C"]:
     """Those of most variance of values and slopes over some intervals, by importance."""
     thinned = np.concatenate([x[rows] for x in curves])
     if len(thinned) > 2 * thinned.shape[1]:
-        thinned = np.linalg.qr(thinned, mode="r")  # a rotation of the rows, which takes half as long as what it saves
+        thinned = np.asarray(
+            np.linalg.qr(thinned, mode="r")
+        )  # a rotation of the rows, which takes half as long as what it saves
     return np.linalg.svd(thinned, full_matrices=False)[2].T
 
 
