@@ -323,6 +323,7 @@ __device__ __forceinline__ void split(float x, float y, uint32& high, uint32& lo
 
 // Four numbers in three words, each to 16 bits: the first three as they lie there, but for the last byte of each, which has one
 // of the fourth; that one's last byte, which no word has room for, is the byte before it. Each is as near as that allows.
+// nearest: a number with a given last byte.
 __device__ __forceinline__ uint32 nearest(float x, uint32 last_byte) {
     uint32 bits = (uint32)as_int(x), size = bits & 0x7fffffffu;
     size = min(size + 128, 0x7fffffffu);  // what is no number stays none

@@ -37,10 +37,8 @@ def _curves(table: Float[np.ndarray, "T 4 C"]) -> Curves:
 def _directions(curves: Curves, rows: slice) -> Float[np.ndarray, "C C"]:
     """Those of most variance of values and slopes over some intervals, by importance."""
     thinned = np.concatenate([x[rows] for x in curves])
-    if len(thinned) > 2 * thinned.shape[1]:
-        thinned = np.asarray(
-            np.linalg.qr(thinned, mode="r")
-        )  # a rotation of the rows, which takes half as long as what it saves
+    if len(thinned) > 2 * thinned.shape[1]:  # a rotation of the rows takes half as long as what it saves
+        thinned = np.asarray(np.linalg.qr(thinned, mode="r"))
     return np.linalg.svd(thinned, full_matrices=False)[2].T
 
 
