@@ -35,6 +35,7 @@ SCRIPTS = (
     "stages",
     "counters",
     "tune",
+    "check",
     "rounding",
 )
 SMALL = {"hidden_dim": 16, "num_interactions": 2, "num_rbf": 6}
@@ -319,17 +320,17 @@ def test_rounding(speed: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_p
     x = jnp.array([1.0, 1 / 3, -2e-5, 0.0])
     assert (abs(rounding.rounded(x, 8) - x) <= 2.0**-8 * abs(x)).all()
     np.testing.assert_array_equal(jax.grad(lambda x: rounding.rounded(x, 8).sum())(x), 1)
-    small = speed.rows.potential("painn", "xla-exact")
+    small, structures = speed.rows.potential("painn", "xla-exact"), speed.check.rattled_molecules()
     monkeypatch.setattr(rounding, "potential", lambda: small)
     with rounding.messages_of(None, (False, False)):
-        expected = rounding.forces(0)
+        expected = rounding.forces(structures)
     with rounding.messages_of(6, (True, True)):
-        coarse = rounding.forces(0)
-    for got, forces, wanted in zip(rounding.forces(0), coarse, expected, strict=True):
+        coarse = rounding.forces(structures)
+    for got, forces, wanted in zip(rounding.forces(structures), coarse, expected, strict=True):
         np.testing.assert_array_equal(got, wanted)
         assert 1e-6 < np.abs(forces - wanted).max() / np.abs(wanted).max() < 0.2
     monkeypatch.setattr(rounding, "BITS", (16,))
-    monkeypatch.setattr(rounding, "drift", lambda blocks: {"steps": blocks})
+    monkeypatch.setattr(rounding, "drift", lambda potential, atoms, blocks: ({"steps": blocks}, atoms.positions))
     monkeypatch.setattr(jax.config, "update", lambda *args: None)
     monkeypatch.setattr(
         sys, "argv", ["rounding.py", "-o", str(tmp_path / "out.json"), "--frames", "0", "--blocks", "3"]

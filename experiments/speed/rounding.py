@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,16 @@ from unittest.mock import patch
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ase.build import molecule
+from ase import Atoms
+from check import drift, rattled_aspirins, rattled_molecules
 from results import check_output, device, stamp, write
 
 import jaxff
-from jaxff import interop
 from jaxff.md.structures import builtin_molecule
 from jaxff.models import painn
-from jaxff.units import fs, kB
 
 BITS = (12, 16, 18, 20)
 SENT = {"xu, v": (False, True), "xs, xu, v": (True, True)}  # whether the parts of a gate are rounded: xs, xu
-EVERY = 40  # steps of a block
 
 
 def rounded(x: jax.Array, bits: int) -> jax.Array:
@@ -63,41 +61,10 @@ def potential() -> jaxff.Potential:
     return jaxff.load_potential("organic", dtype="float64", filters="exact", engine="xla")
 
 
-def structures(frames: int) -> list[Any]:
-    """Two molecules rattled by 0.1 Å, and aspirins by 0.05 Å."""
-    found = [molecule(name) for name in ("CH3CH2OH", "CH3CONH2")]
-    for atoms in found:
-        atoms.rattle(0.1, seed=0)
-    for seed in range(frames):
-        found.append(builtin_molecule("aspirin"))
-        found[-1].rattle(0.05, seed=seed)
-    return found
-
-
-def forces(frames: int) -> list[np.ndarray]:
-    """Of all structures."""
+def forces(structures: Sequence[Atoms]) -> list[np.ndarray]:
+    """Of all structures, in eV/Å."""
     model = potential()
-    return [model.energy_and_forces(atoms.numbers, atoms.positions)[1] for atoms in structures(frames)]
-
-
-def drift(blocks: int) -> dict[str, float]:
-    """Total energy of aspirin: slope and spread."""
-    from jax_md import quantity, simulate, space
-
-    atoms, (displacement, shift) = builtin_molecule("aspirin"), space.free()
-    energy = interop.jax_md.energy(potential(), atoms.numbers, displacement)
-    mass = jnp.asarray(atoms.get_masses()[:, None])
-    init, step = simulate.nve(energy, shift, 0.5 * fs)
-    state = jax.jit(lambda r: init(jax.random.key(0), r, kB * 300, mass=mass))(jnp.asarray(atoms.positions))
-    block = jax.jit(lambda s: jax.lax.fori_loop(0, EVERY, lambda _, x: step(x), s))
-    total = jax.jit(lambda s: energy(s.position) + quantity.kinetic_energy(momentum=s.momentum, mass=s.mass))
-    energies = []
-    for _ in range(blocks):
-        state = block(state)
-        energies.append(float(total(state)))
-    picoseconds = np.arange(blocks) * EVERY * 0.5e-3
-    slope = float(np.polyfit(picoseconds, energies, 1)[0]) * 1e3
-    return {"slope_meV_per_ps": slope, "peak_to_peak_meV": float(np.ptp(energies)) * 1e3, "steps": blocks * EVERY}
+    return [model.energy_and_forces(atoms.numbers, atoms.positions)[1] for atoms in structures]
 
 
 def main() -> None:
@@ -110,6 +77,7 @@ def main() -> None:
     check_output(args.output)
     jax.config.update("jax_enable_x64", True)
     begin, rows = time.perf_counter(), dict[str, Any]()
+    structures = rattled_molecules() + rattled_aspirins(args.frames)
     report = stamp(device()[1]) | {"rows": rows}
 
     def tell(name: str, row: dict[str, Any]) -> None:
@@ -118,16 +86,16 @@ def main() -> None:
         write(args.output, report)
 
     with messages_of(None, (False, False)):
-        expected = forces(args.frames)
-        tell("nve", drift(args.blocks))
+        expected = forces(structures)
+        tell("nve", drift(potential(), builtin_molecule("aspirin"), args.blocks)[0])
     for bits in BITS:
         for name, parts in SENT.items():
             with messages_of(bits, parts):
-                worst = max(float(np.abs(x - y).max()) for x, y in zip(forces(args.frames), expected, strict=True))
+                worst = max(float(np.abs(x - y).max()) for x, y in zip(forces(structures), expected, strict=True))
                 largest = max(float(np.abs(x).max()) for x in expected)
                 tell(f"forces, {name} to {bits} bits", {"max_dF_eV_per_A": worst, "max_F_eV_per_A": largest})
                 if bits == 16 and name == "xu, v":
-                    tell("nve, xu, v to 16 bits", drift(args.blocks))
+                    tell("nve, xu, v to 16 bits", drift(potential(), builtin_molecule("aspirin"), args.blocks)[0])
 
 
 if __name__ == "__main__":

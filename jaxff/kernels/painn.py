@@ -70,8 +70,9 @@ def prepare(tree: Params, config: PainnConfig) -> Params:
 
 def first_sources(tree: Params, numbers: Array) -> Sources:
     """What atoms send before they heard of each other."""
-    a, b = jnp.split(tree["interaction_0"]["sent"][numbers], 2, axis=1)
-    return Sources(a, b, None)
+    sent = tree["interaction_0"]["sent"][numbers]
+    f = sent.shape[1] // 2
+    return Sources(sent[:, :f], sent[:, f:], None)
 
 
 def sources(state: Made) -> Sources:

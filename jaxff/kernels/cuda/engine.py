@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxff.config import PainnConfig, StudentConfig
-from jaxff.devices import on_the_cpu
 from jaxff.kernels import painn, student
 from jaxff.kernels.atoms import Heard, Made, PerAtom, Phase, Step, hear
 from jaxff.kernels.cuda import cut, launch, tiles
@@ -61,19 +60,13 @@ def prepare(tree: Params, config: Config) -> dict[str, Any] | None:
         name: [_matrices(config, plan.between_bwd, w, True) for w in between]
         for name, plan in (("backward", model.PLAN), ("backward_lean", model.LEAN))
     }
+    sent = model.first_sources(tree, np.arange(len(tree["embedding"]["table"])))
     return backward | {
         "filters": filters,
-        "first": of_elements(tables[0], *_sent_by_elements(tree, model)),
+        "first": of_elements(tables[0], sent.a, sent.b),
         "forward": [_matrices(config, model.PLAN.between, w, i > 0) for i, w in enumerate(between)],
         "last": _matrices(config, model.LAST, model.weights(tree, last, True), last > 0),
     }
-
-
-def _sent_by_elements(tree: Params, model: Any) -> tuple[np.ndarray, np.ndarray | None]:
-    elements = np.arange(len(tree["embedding"]["table"]))
-    with on_the_cpu():
-        sent = model.first_sources(tree, elements)
-    return np.asarray(sent.a), None if sent.b is None else np.asarray(sent.b)
 
 
 def _matrices(config: Config, phases: Sequence[Phase], weights: Any, has_v: bool) -> dict[str, Any]:

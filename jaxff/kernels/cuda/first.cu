@@ -221,10 +221,7 @@ __device__ __forceinline__ void put_sums(uint32* operands, int local, float fact
 __device__ __forceinline__ void add_stored(const Here& h, Row& r, const float* x, int stride, int offset) {
 #pragma unroll
     for (int k = 0; k < 2; k++)
-        if (h.has(k, F)) {
-            float4 q = *(const float4*)(x + (long long)(h.atom + 8 * k) * stride + offset + h.channel);
-            r.v[4 * k] += q.x, r.v[4 * k + 1] += q.y, r.v[4 * k + 2] += q.z, r.v[4 * k + 3] += q.w;
-        }
+        if (h.has(k, F)) add_four(r, k, x + (long long)(h.atom + 8 * k) * stride + offset + h.channel);
 }
 
 // Matrices: of each element a C and, with b, b C, or else C; factors undo theirs.

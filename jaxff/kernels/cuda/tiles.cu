@@ -45,15 +45,18 @@ __device__ __forceinline__ Row load_row(const Here& h, const float* x, int strid
     return r;
 }
 
+// four channels more, of the k-th of a lane's two atoms
+__device__ __forceinline__ void add_four(Row& r, int k, const float* from) {
+    float4 q = *(const float4*)from;
+    r.v[4 * k] += q.x, r.v[4 * k + 1] += q.y, r.v[4 * k + 2] += q.z, r.v[4 * k + 3] += q.w;
+}
+
 // sums of a message, with what was left, [8 parts, all], from `column` on
 __device__ __forceinline__ Row load_sums(const Here& h, const float* x, int stride, int offset, int width, const float* rest, int all, int column) {
     Row r = load_row(h, x, stride, offset, width);
 #pragma unroll
     for (int k = 0; k < 2; k++)
-        if (h.left[k] >= 0 && h.has(k, width)) {
-            float4 q = *(const float4*)(rest + (8 * h.left[k] + h.local) * all + column + h.channel);
-            r.v[4 * k] += q.x, r.v[4 * k + 1] += q.y, r.v[4 * k + 2] += q.z, r.v[4 * k + 3] += q.w;
-        }
+        if (h.left[k] >= 0 && h.has(k, width)) add_four(r, k, rest + (8 * h.left[k] + h.local) * all + column + h.channel);
     return r;
 }
 

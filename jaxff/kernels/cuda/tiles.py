@@ -143,30 +143,13 @@ def generate(
     writer = Writer(f, closed.jaxpr, sum(counts), UNITS)
     arguments, loads = _inputs(f, state, sums, joined, parted)
     writer.lines += loads
-    names = [(key, k, len(rows)) for key, rows in zip(wanted, out, strict=True) for k in range(len(rows))]
-    outputs: list[str] = []
-    stores: list[Store] = []
-    widths: list[int] = []
-    for (key, k, count), x in zip(names, closed.jaxpr.outvars, strict=True):
-        if k == 0 or key not in joined:
-            outputs.append(f"float* __restrict__ out{len(outputs)}")
-            rows = count - 1 if key in packed else count
-            widths.append(0 if len(x.aval.shape) == 1 else f * rows if key in joined else x.aval.shape[1])
-        target, width = f"out{len(outputs) - 1}", widths[-1]
-        offset = f * k if key in joined else 0
-        if width == 0:
-            stores.append(Store(f"store_row_sum(here, {target}, sums, {{}}, {f});", [x]))
-        elif key not in packed or k < count - 4:
-            stores.append(Store(f"store_row(here, {target}, {width}, {offset}, {x.aval.shape[1]}, {{}});", [x]))
-        elif k == count - 4:
-            stores.append(Store(f"store_packed(here, {target}, {width}, {offset}, {f}, {{}}, {{}}, {{}}, {{}});", [x]))
-        else:
-            stores[-1].rows.append(x)
-    for store in [x for x in stores if x.rows[0] in writer.rows]:  # inputs as they are
+    made = {key: len(rows) for key, rows in zip(wanted, out, strict=True)}
+    outputs, stores, widths = _outputs(f, made, closed.jaxpr.outvars, joined, packed)
+    for store in [x for x in stores if all(row in writer.rows for row in x.rows)]:  # inputs as they are
         writer.store(store)
         stores.remove(store)
     writer.walk(_ordered(closed.jaxpr, writer.rows), stores)
-    counts_out = tuple(1 if key in joined else len(rows) for key, rows in zip(wanted, out, strict=True))
+    counts_out = tuple(1 if key in joined else count for key, count in made.items())
     products = writer.products
     arguments += [f"const float* __restrict__ w{k}" for k in writer.read]
     arguments += [f"const uint4* __restrict__ p{k}" for k in range(len(products))]
@@ -215,6 +198,32 @@ class Store(NamedTuple):
 
     line: str
     rows: list[Any]
+
+
+def _outputs(
+    f: int, counts: dict[str, int], made: Sequence[Any], joined: Sequence[str], packed: Sequence[str]
+) -> tuple[list[str], list[Store], list[int]]:
+    """Arguments, what stores `made`, and the arrays' widths (0: one number an atom); counts: rows of each name."""
+    arguments: list[str] = []
+    stores: list[Store] = []
+    widths: list[int] = []
+    of_rows = [(key, k, count) for key, count in counts.items() for k in range(count)]
+    for (key, k, count), x in zip(of_rows, made, strict=True):
+        if k == 0 or key not in joined:
+            arguments.append(f"float* __restrict__ out{len(arguments)}")
+            rows = count - 1 if key in packed else count
+            widths.append(0 if len(x.aval.shape) == 1 else f * rows if key in joined else x.aval.shape[1])
+        target, width = f"out{len(arguments) - 1}", widths[-1]
+        offset = f * k if key in joined else 0
+        if width == 0:
+            stores.append(Store(f"store_row_sum(here, {target}, sums, {{}}, {f});", [x]))
+        elif key not in packed or k < count - 4:
+            stores.append(Store(f"store_row(here, {target}, {width}, {offset}, {x.aval.shape[1]}, {{}});", [x]))
+        elif k == count - 4:
+            stores.append(Store(f"store_packed(here, {target}, {width}, {offset}, {f}, {{}}, {{}}, {{}}, {{}});", [x]))
+        else:
+            stores[-1].rows.append(x)
+    return arguments, stores, widths
 
 
 class Writer:
