@@ -337,9 +337,14 @@ def kernels(architecture: str, engine: str, atoms: int) -> dict[str, Any]:
     p, steps = problem(atoms), min(100, steps_for(atoms))
     block, state = nve_block(architecture, engine, atoms, steps)
     jax.block_until_ready(block(state, p.pairs))
+    return traced_kernels(lambda: block(state, p.pairs), steps)
+
+
+def traced_kernels(run: Callable[[], Any], steps: int) -> dict[str, Any]:
+    """Microseconds of each kernel in one of the steps that `run` makes, and how often it runs in one, likewise."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder, create_perfetto_trace=False):
-            jax.block_until_ready(block(state, p.pairs))
+            jax.block_until_ready(run())
         (path,) = glob.glob(folder + "/**/*.trace.json.gz", recursive=True)
         with gzip.open(path) as file:
             events = json.load(file)["traceEvents"]

@@ -23,13 +23,16 @@
 #define K 16                   // functions
 #define STRIDE (K / 2)         // words of a row of B in shared memory, whose halves change places: `swapped`
 #define PART (PAIRS * STRIDE)  // words of B's values, or slopes, in one of their two halves
+#define SHARE (PAIRS + 8)  // words of a row of a warp's share: no two lanes that write it share a bank
 #define ZERO make_float4(0.f, 0.f, 0.f, 0.f)
 
 __device__ __forceinline__ float4 operator*(float4 x, float4 y) { return make_float4(x.x * y.x, x.y * y.y, x.z * y.z, x.w * y.w); }
 __device__ __forceinline__ float4 operator*(float x, float4 y) { return make_float4(x * y.x, x * y.y, x * y.z, x * y.w); }
 __device__ __forceinline__ float4 operator+(float4 x, float4 y) { return make_float4(x.x + y.x, x.y + y.y, x.z + y.z, x.w + y.w); }
 __device__ __forceinline__ float4 operator-(float4 x, float4 y) { return make_float4(x.x - y.x, x.y - y.y, x.z - y.z, x.w - y.w); }
-__device__ __forceinline__ float sum(float4 x) { return (x.x + x.y) + (x.z + x.w); }
+// x.y + before
+__device__ __forceinline__ float dot(float4 x, float4 y) { return x.w * y.w + (x.z * y.z + (x.y * y.y + x.x * y.x)); }
+__device__ __forceinline__ float dot(float4 x, float4 y, float before) { return x.w * y.w + (x.z * y.z + (x.y * y.y + (x.x * y.x + before))); }
 __device__ __forceinline__ float4 four(const float* x) { return *(const float4*)x; }
 // b and y of four channels
 struct Vectors {
@@ -88,6 +91,7 @@ struct Memory {
     uint32* values;
     float *shares, *rows;
     __device__ __forceinline__ Memory(char* memory) {
+        memory = in_register(memory);
         turns = (Turn*)memory, made = (uint64*)(turns + TURNS), used = made + TURNS, full = used + TURNS, empty = full + STAGES;
         values = (uint32*)(empty + STAGES), shares = (float*)(values + TURNS * PARTS * PART), rows = shares + TURNS * SHARES;
         if (thread() == 0) {
@@ -99,16 +103,38 @@ struct Memory {
     }
     // B of a turn
     __device__ __forceinline__ uint32* of(int turn) const { return values + turn * PARTS * PART; }
-    // this lane's pairs of eight in a stage, when they are there: the first of them
-    __device__ __forceinline__ const float* wait(const Place<STAGES>& stage, int half) const {
-        barrier_wait(full + stage.at, stage.parity);
-        return rows + (16 * stage.at + 8 * half + 2 * (lane() & 3)) * ROW + channel();
+};
+
+// Where a warp with channels reads and writes next, in shared memory.
+template <int PARTS, int ROW, int SHARES>
+struct Reader {
+    const Memory<PARTS, ROW, SHARES>& m;
+    Place<STAGES> stage;
+    uint64* full;              // of this stage; `empty` lies STAGES behind it
+    const float* rows;         // of this stage, this lane's first pair of eight
+    const uint32* functions;   // of the next 16 pairs, as this lane loads eight of them
+    const float4* u_t;
+    float* share;
+    __device__ __forceinline__ Reader(const Memory<PARTS, ROW, SHARES>& memory, int half) : m(memory), full(memory.full) {
+        rows = m.rows + (8 * half + 2 * (lane() & 3)) * ROW + channel();
     }
+    // to the first pairs of a turn
+    __device__ __forceinline__ void begin(int turn, int half, int row) {
+        functions = of_lane_swapped(m.of(turn) + 8 * half * STRIDE, PART);
+        u_t = m.turns[turn].u_t + 8 * half + 2 * (lane() & 3);
+        share = m.shares + turn * SHARES + row * SHARE + 2 * (lane() & 3) + (lane() >> 2 & 1);
+        if (of_scalars()) share += lane() & 8;
+        else share += (2 * (lane() >> 3 & 1) + (lane() >> 4)) * SHARE + 8 * half;
+    }
+    // until the rows of this stage are there
+    __device__ __forceinline__ void wait() const { barrier_wait(full, stage.parity); }
     // when this warp has read them
-    __device__ __forceinline__ void leave(Place<STAGES>& stage) const {
-        barrier_arrive(empty + stage.at);
-        stage.next();
+    __device__ __forceinline__ void leave() {
+        barrier_arrive(full + STAGES);
+        stage.next(), full++, rows += 16 * ROW;
+        if (!stage.at) full -= STAGES, rows -= STAGES * 16 * ROW;
     }
+    __device__ __forceinline__ void next() { functions += 16 * STRIDE, u_t += 16, share += 16; }
 };
 
 // The turns of this block: a carrier's lane 4 c + q, of the first 16, has pair 16 c + 4 carrier + q, and before it the word
@@ -238,6 +264,11 @@ __device__ __forceinline__ void carry(
     const Memory<PARTS, ROW, SHARES>& m, Turns& turns, const Piece (&pieces)[PIECES], Maker<PARTS> maker, Finish finish) {
     Place<TURNS> turn;
     Place<STAGES> stage;
+    const float* from[PIECES];
+#pragma unroll
+    for (int k = 0; k < PIECES; k++) from[k] = pieces[k].from, stay(from[k]);
+    float* row = m.rows + 4 * carrier() * ROW;  // of this stage
+    uint64* full = m.full;
     auto free = [&] {
         if (!turn.again) return;
         barrier_wait(m.used + turn.at, turn.parity ^ 1);
@@ -259,12 +290,11 @@ __device__ __forceinline__ void carry(
         }
         maker.begin(next);
 #pragma unroll 1
-        for (int c = 0; c < chunks; c++, stage.next()) {
+        for (int c = 0; c < chunks; c++) {
             int of[4];
 #pragma unroll
             for (int q = 0; q < 4; q++) of[q] = of_lane(sender, 4 * c + q);
-            float* row = m.rows + (16 * stage.at + 4 * carrier()) * ROW;
-            if (stage.again) barrier_wait(m.empty + stage.at, stage.parity ^ 1);
+            if (stage.again) barrier_wait(full + STAGES, stage.parity ^ 1);
             else clear_missing<ROW>(row, of);
             if (elected()) {
                 int there = 0;
@@ -273,12 +303,14 @@ __device__ __forceinline__ void carry(
                     if (of[q] < 0) continue;
 #pragma unroll
                     for (int k = 0; k < PIECES; k++)
-                        bulk_copy(row + q * ROW + pieces[k].at, pieces[k].from + (long long)of[q] * pieces[k].width, 4 * pieces[k].width, m.full + stage.at);
+                        bulk_copy(row + q * ROW + pieces[k].at, from[k] + (long long)of[q] * pieces[k].width, 4 * pieces[k].width, full);
                     there++;
                 }
-                arrive_with(m.full + stage.at, there * 4 * (ROW - 4));
+                arrive_with(full, there * 4 * (ROW - 4));
             }
             sync_warp();
+            stage.next(), full++, row += 16 * ROW;
+            if (!stage.at) full -= STAGES, row -= STAGES * 16 * ROW;
         }
         maker.end(m.of(turn.at));
         barrier_arrive(m.made + turn.at);
@@ -319,9 +351,7 @@ struct Weights {
 // B of eight pairs; b: values or slopes, [high, low]
 struct Functions {
     uint32 x[4];
-    __device__ __forceinline__ Functions(const uint32* b, int chunk, int half) {
-        load_swapped(x, b + (16 * chunk + 8 * half) * STRIDE, PART);
-    }
+    __device__ __forceinline__ Functions(const uint32* of_lane) { load_a_at(x, of_lane); }
 };
 
 struct Filter {
@@ -369,33 +399,33 @@ template <bool SCALAR>
 __device__ __forceinline__ void sum_up(const Forward& m, const uint4* matrices, float factor, int n, float* ds, float* dv, float* rest) {
     constexpr int FILTERS = SCALAR ? 1 : 1 + HAS_Y, ROW = SENT * F + 4;
     Place<TURNS> turn;
-    Place<STAGES> stage;
+    Reader at(m, SCALAR ? 0 : half());
     Weights<FILTERS> c;
     float4 sums[3] = {ZERO, ZERO, ZERO};  // of the vectors, or of the scalars of two atoms
     int chunks, bin = -1;
     turn_to(m, turn, matrices, c, SCALAR ? 0 : 1, chunks, bin);
     while (chunks) {
         const Turn& now = m.turns[turn.at];
-        const uint32* mine = m.of(turn.at);
+        at.begin(turn.at, SCALAR ? 0 : half(), 0);
         c.arrive((uint32)chunks >> 8);
-        for (int chunk = 0; chunk < chunks; chunk++) {
+        for (int chunk = 0; chunk < chunks; chunk++, at.next()) {
             if constexpr (SCALAR) {
-                Filter a[2] = {evaluate(Functions(mine, chunk, 0), c, 0), evaluate(Functions(mine, chunk, 1), c, 0)};
-                const float* rows = m.wait(stage, 0);
+                Filter a[2] = {evaluate(Functions(at.functions), c, 0), evaluate(Functions(at.functions + 8 * STRIDE), c, 0)};
+                at.wait();
 #pragma unroll
                 for (int h = 0; h < 2; h++)
 #pragma unroll
-                    for (int k = 0; k < 2; k++) sums[h] = sums[h] + a[h].w[k] * four(rows + (8 * h + k) * ROW);
+                    for (int k = 0; k < 2; k++) sums[h] = sums[h] + a[h].w[k] * four(at.rows + (8 * h + k) * ROW);
             } else {
-                Functions functions(mine, chunk, half());
+                Functions functions(at.functions);
                 Filter b = evaluate(functions, c, 0), y;
                 if (HAS_Y) y = evaluate(functions, c, FILTERS - 1);
-                const float* rows = m.wait(stage, half());
+                at.wait();
 #pragma unroll
-                for (int k = 0; k < 2; k++, rows += ROW) {
-                    float4 u = now.u_t[16 * chunk + 8 * half() + 2 * (lane() & 3) + k];
+                for (int k = 0; k < 2; k++) {
+                    float4 u = at.u_t[k];
                     Vectors sent;
-                    sent.read(rows + F, rows + (1 + HAS_B) * F);
+                    sent.read(at.rows + k * ROW + F, at.rows + k * ROW + (1 + HAS_B) * F);
                     float4 w = HAS_B ? b.w[k] * sent.b : b.w[k];
                     sums[0] = sums[0] + u.x * w;
                     sums[1] = sums[1] + u.y * w;
@@ -404,7 +434,7 @@ __device__ __forceinline__ void sum_up(const Forward& m, const uint4* matrices, 
                     for (int axis = 0; axis < 3 * HAS_Y; axis++) sums[axis] = sums[axis] + y.w[k] * sent.y[axis];
                 }
             }
-            m.leave(stage);
+            at.leave();
         }
         bool last = now.last, cut = now.cut;
         int first = now.atom;
@@ -459,22 +489,21 @@ __device__ __forceinline__ float one_of(bool second, float x, float y, int mask)
     return (second ? y : x) + from_lane(second ? x : y, mask);
 }
 
-#define SHARE (PAIRS + 8)  // words of a row of a warp's share: no two lanes that write it share a bank
 // 32 channels' share of [D, U_xyz] of two pairs, of which lane 4 g + t keeps one number of one pair
-__device__ __forceinline__ void keep_share(float* share, int first, const float (&d)[2], const float (&u)[2][3]) {
-    bool odd = lane() & 4, upper = lane() & 8, last = lane() & 16;
+__device__ __forceinline__ void keep_share(float* share, const float (&d)[2], const float (&u)[2][3]) {
+    bool odd = (lane() & 4) != 0, upper = (lane() & 8) != 0, last = (lane() & 16) != 0;
     float k0 = one_of(odd, d[0], d[1], 4), k1 = one_of(odd, u[0][0], u[1][0], 4);
     float k2 = one_of(odd, u[0][1], u[1][1], 4), k3 = one_of(odd, u[0][2], u[1][2], 4);
     float x = one_of(last, one_of(upper, k0, k2, 8), one_of(upper, k1, k3, 8), 16);
-    share[(2 * upper + last) * SHARE + first + 2 * (lane() & 3) + odd] = x;
+    *share = x;
 }
 
 // the same of D alone, of two times two pairs
-__device__ __forceinline__ void keep_share(float* share, int first, const float (&d)[2][2]) {
-    bool odd = lane() & 4, upper = lane() & 8;
+__device__ __forceinline__ void keep_share(float* share, const float (&d)[2][2]) {
+    bool odd = (lane() & 4) != 0, upper = (lane() & 8) != 0;
     float x = one_of(upper, one_of(odd, d[0][0], d[0][1], 4), one_of(odd, d[1][0], d[1][1], 4), 8);
     x += from_lane(x, 16);
-    if (lane() < 16) share[first + 8 * upper + 2 * (lane() & 3) + odd] = x;
+    if (lane() < 16) *share = x;
 }
 
 // [D] of scalars, by 32 channels, then [D, U_xyz] of vectors
@@ -508,7 +537,7 @@ template <bool SCALAR>
 __device__ __forceinline__ void transpose(const Backward& m, const uint4* matrices, float factor, int n, const Ends& of) {
     constexpr int FILTERS = SCALAR ? 1 : 1 + HAS_Y, ROW = 4 * F + 4, ALL = (1 + SOURCES) * F;  // what an atom has in `rest`
     Place<TURNS> turn;
-    Place<STAGES> stage;
+    Reader at(m, SCALAR ? 0 : half());
     Weights<FILTERS> c;
     float4 a[2], bars[4];  // of b and y, or of a for two atoms
     Vectors own;
@@ -516,8 +545,7 @@ __device__ __forceinline__ void transpose(const Backward& m, const uint4* matric
     turn_to(m, turn, matrices, c, SCALAR ? 0 : 1, chunks, bin);
     while (chunks) {
         const Turn& now = m.turns[turn.at];
-        const uint32* mine = m.of(turn.at);
-        float* share = m.shares + turn.at * SHARES + (SCALAR ? part() : SCALARS + 4 * part()) * SHARE;
+        at.begin(turn.at, SCALAR ? 0 : half(), SCALAR ? part() : SCALARS + 4 * part());
         c.arrive((uint32)chunks >> 8);
         if (now.first) {
 #pragma unroll
@@ -530,53 +558,54 @@ __device__ __forceinline__ void transpose(const Backward& m, const uint4* matric
 #pragma unroll
             for (int k = 0; k < 4; k++) bars[k] = ZERO;
         }
-        for (int chunk = 0; chunk < chunks; chunk++) {
+        for (int chunk = 0; chunk < chunks; chunk++, at.next()) {
             if constexpr (SCALAR) {
                 float d[2][2];
-                const float* rows = m.wait(stage, 0);
+                at.wait();
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
-                    Filter value = evaluate(Functions(mine, chunk, h), c, 0), slope = evaluate(Functions(mine + 2 * PART, chunk, h), c, 0);
+                    Filter value = evaluate(Functions(at.functions + 8 * h * STRIDE), c, 0), slope = evaluate(Functions(at.functions + 2 * PART + 8 * h * STRIDE), c, 0);
 #pragma unroll
                     for (int k = 0; k < 2; k++) {
-                        float4 pj = four(rows + (8 * h + k) * ROW);
-                        bars[h] = bars[h] + value.w[k] * pj, d[h][k] = sum(a[h] * pj * slope.w[k]);
+                        float4 pj = four(at.rows + (8 * h + k) * ROW);
+                        bars[h] = bars[h] + value.w[k] * pj, d[h][k] = dot(a[h] * pj, slope.w[k]);
                     }
                 }
-                m.leave(stage);
-                keep_share(share, 16 * chunk, d);
+                at.leave();
+                keep_share(at.share, d);
             } else {
                 float4 along[2], yq[2];
                 float d[2], u_bar[2][3];
-                Functions values(mine, chunk, half());
+                Functions values(at.functions);
                 Filter b = evaluate(values, c, 0), y;
                 if (HAS_Y) y = evaluate(values, c, FILTERS - 1);
-                const float* rows = m.wait(stage, half());
+                at.wait();
 #pragma unroll
-                for (int k = 0; k < 2; k++, rows += ROW) {
-                    float4 qj[3] = {four(rows + F), four(rows + 2 * F), four(rows + 3 * F)};
-                    float4 u = now.u_t[16 * chunk + 8 * half() + 2 * (lane() & 3) + k], w = b.w[k];
+                for (int k = 0; k < 2; k++) {
+                    const float* row = at.rows + k * ROW;
+                    float4 qj[3] = {four(row + F), four(row + 2 * F), four(row + 3 * F)};
+                    float4 u = at.u_t[k], w = b.w[k];
                     along[k] = u.x * qj[0] + u.y * qj[1] + u.z * qj[2];
                     if (HAS_B) {
                         bars[0] = bars[0] - w * along[k];
                         w = own.b * w;
-                        along[k] = own.b * along[k];
-                    }
+                        along[k] = (ZERO - own.b) * along[k];
+                    } else along[k] = ZERO - along[k];
 #pragma unroll
-                    for (int axis = 0; axis < 3; axis++) u_bar[k][axis] = sum(w * qj[axis]);
+                    for (int axis = 0; axis < 3; axis++) u_bar[k][axis] = dot(w, qj[axis]);
 #if HAS_Y
 #pragma unroll
                     for (int axis = 0; axis < 3; axis++) bars[HAS_B + axis] = bars[HAS_B + axis] + y.w[k] * qj[axis];
                     yq[k] = own.y[0] * qj[0] + own.y[1] * qj[1] + own.y[2] * qj[2];
 #endif
                 }
-                m.leave(stage);
-                Functions slopes(mine + 2 * PART, chunk, half());
+                at.leave();
+                Functions slopes(at.functions + 2 * PART);
                 b = evaluate(slopes, c, 0);
                 if (HAS_Y) y = evaluate(slopes, c, FILTERS - 1);
 #pragma unroll
-                for (int k = 0; k < 2; k++) d[k] = HAS_Y ? sum(yq[k] * y.w[k] - along[k] * b.w[k]) : sum(ZERO - along[k] * b.w[k]);
-                keep_share(share, 16 * chunk + 8 * half(), d, u_bar);
+                for (int k = 0; k < 2; k++) d[k] = HAS_Y ? dot(yq[k], y.w[k], dot(along[k], b.w[k])) : dot(along[k], b.w[k]);
+                keep_share(at.share, d, u_bar);
             }
         }
         bool last = now.last, cut = now.cut;

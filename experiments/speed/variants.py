@@ -1,0 +1,144 @@
+"""Other versions of CUDA kernels beside those of the package: evaluations by each, by turns, and how far forces differ.
+
+    python experiments/speed/variants.py painn:10648 student:10648 --variants FOLDER FOLDER,STAGES=4 -o OUT.json
+
+A variant is a folder with .cu files that stand for those of the same name in jaxff/kernels/cuda, with constants of
+jaxff.kernels.cuda.engine where it needs others; "." has none of either, and the package as it is comes first in any
+case. Energy and forces in a loop of dependent evaluations, all variants in one process, so that ratios count: GPUs
+differ by some 2 %. Random weights at 128/3/20, float32. What counts for a variant that is right is `max_dF`, eV/Å.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from breakdown import looped, traced_kernels
+from results import check_output, device, matched, refuse, rounded, stamp, what_went_wrong, write
+from rows import CONFIGS, potential, prepared, problem, spread
+from sizes import steps_for
+
+from jaxff.kernels.cuda import engine, launch, tiles
+
+ROW = re.compile(rf"({'|'.join(CONFIGS)}):([1-9][0-9]*)")
+HERE = "."
+
+
+class Variant(NamedTuple):
+    """Sources by the names of files, and constants of engine.py."""
+
+    sources: Mapping[str, str]
+    constants: Mapping[str, int]
+
+
+def parsed(name: str) -> Variant:
+    """FOLDER[,CONSTANT=VALUE ...], or one line."""
+    folder, *settings = name.split(",")
+    sources = {} if folder == HERE else {path.name: path.read_text() for path in Path(folder).glob("*.cu")}
+    if folder != HERE and not sources:
+        refuse(f"expected a folder with .cu files, received {folder}")
+    constants = {}
+    for setting in settings:
+        constant, _, value = setting.partition("=")
+        if not isinstance(getattr(engine, constant, None), int) or not value.isdigit():
+            refuse(f"expected CONSTANT=VALUE with an integer of jaxff.kernels.cuda.engine, received {setting}")
+        constants[constant] = int(value)
+    return Variant(sources, constants)
+
+
+@contextmanager
+def using(variant: Variant) -> Iterator[None]:
+    """What is traced here has the variant's kernels."""
+    own = launch.read
+
+    def read(*names: str) -> str:
+        return "\n".join(variant.sources.get(name) or own(name) for name in names)
+
+    def forget() -> None:
+        jax.clear_caches()
+        for module in (engine, tiles):
+            for function in vars(module).values():
+                if hasattr(function, "cache_clear") and function is not engine.multiprocessors:
+                    function.cache_clear()
+
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(launch, "read", read))
+        for name, value in variant.constants.items():
+            stack.enter_context(mock.patch.object(engine, name, value))
+        stack.callback(forget)
+        forget()
+        yield
+
+
+def race(architecture: str, atoms: int, variants: Mapping[str, Variant], calls: int, profile: bool) -> dict[str, Any]:
+    """Microseconds of an evaluation by each variant; the largest difference of forces from the first one's."""
+    p, turns = problem(atoms), steps_for(atoms)
+    potential(architecture, "fused")  # made before any variant
+    runs: dict[str, Any] = {}
+    found: dict[str, Any] = {}
+    for name, variant in variants.items():
+        energy_and_gradient = jax.value_and_grad(p.energy(architecture, "fused"))
+
+        def evaluate(arrays: Sequence[jax.Array], function: Any = energy_and_gradient) -> list[jax.Array]:
+            energy, forces = function(arrays[0], p.pairs)
+            return [jnp.nan_to_num(energy), forces]  # no number would move all atoms out of the cutoff
+
+        try:
+            with using(variant):
+                runs[name], found[name] = prepared(jax.jit(partial(looped, evaluate, 1, turns)), [p.positions])
+            found[name]["forces"] = np.nan_to_num(np.asarray(runs[name]([p.positions])[0][1]))
+        except Exception as error:  # noqa: BLE001 - a variant that doesn't compile says so, and the next is measured
+            found[name] = {"error": what_went_wrong(str(error))}
+            runs.pop(name, None)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(calls):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run([p.positions]))
+            seconds[name].append(time.perf_counter() - start)
+    first = found[next(iter(runs))].get("forces")
+    for name, run in runs.items():
+        forces = found[name].pop("forces")
+        if profile:
+            found[name]["kernels_us_and_calls"] = traced_kernels(partial(run, [p.positions]), turns)
+        found[name] |= spread(seconds[name], 1e6 / turns, "_us") | {"max_dF": float(np.abs(forces - first).max())}
+    return found
+
+
+def main() -> None:
+    """Each row by all variants."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("rows", nargs="+", help="architecture:atoms")
+    parser.add_argument("--variants", nargs="+", required=True, help="FOLDER[,CONSTANT=VALUE ...]")
+    parser.add_argument("--calls", type=int, default=9, help="of a loop")
+    parser.add_argument("--kernels", action="store_true", help="each kernel's time, too, by the profiler")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    args = parser.parse_args()
+    rows = {row: (match[1], int(match[2])) for row, match in matched(ROW, args.rows, "painn:10648").items()}
+    variants = {name: parsed(name) for name in dict.fromkeys([HERE, *args.variants])}
+    check_output(args.output)
+    warnings.simplefilter("ignore", DeprecationWarning)
+    gpu, device_name = device()
+    if not gpu:
+        refuse(f"expected a GPU, received {device_name}")
+    report: dict[str, Any] = stamp(device_name) | {"rows": {}}
+    for row, what in rows.items():
+        report["rows"][row] = race(*what, variants, args.calls, args.kernels)
+        for name, numbers in report["rows"][row].items():
+            print(row, name, rounded(numbers), flush=True)
+        write(args.output, report)
+
+
+if __name__ == "__main__":
+    main()
