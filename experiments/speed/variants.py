@@ -1,11 +1,11 @@
 """Other versions of CUDA kernels beside those of the package: evaluations by each, by turns, and how far forces differ.
 
-    python experiments/speed/variants.py painn:10648 student:10648 --variants FOLDER FOLDER,STAGES=4 -o OUT.json
+    python experiments/speed/variants.py painn:10648 student:10648 --variants FOLDER .,engine.STAGES=4 -o OUT.json
 
-A variant is a folder with .cu files that stand for those of the same name in jaxff/kernels/cuda, with constants of
-jaxff.kernels.cuda.engine where it needs others; "." has none of either, and the package as it is comes first in any
-case. Energy and forces in a loop of dependent evaluations, all variants in one process, so that ratios count: GPUs
-differ by some 2 %. Random weights at 128/3/20, float32. What counts for a variant that is right is `max_dF`, eV/Å.
+A variant is a folder with .cu files that stand for those of the same name in jaxff/kernels/cuda, "." for none, with
+other constants of the modules there where it needs them; the package as it is comes first in any case. Energy and
+forces in a loop of dependent evaluations, all variants in one process, so that ratios count: GPUs differ by some 2 %.
+Random weights at 128/3/20, float32. What counts for a variant that is right is `max_dF`, eV/Å.
 """
 
 from __future__ import annotations
@@ -29,31 +29,33 @@ from results import check_output, device, matched, refuse, rounded, stamp, what_
 from rows import CONFIGS, potential, prepared, problem, spread
 from sizes import steps_for
 
-from jaxff.kernels.cuda import engine, launch, tiles
+from jaxff.kernels.cuda import engine, launch, packs, tiles
 
 ROW = re.compile(rf"({'|'.join(CONFIGS)}):([1-9][0-9]*)")
 HERE = "."
+MODULES = {"engine": engine, "packs": packs, "tiles": tiles}
 
 
 class Variant(NamedTuple):
-    """Sources by the names of files, and constants of engine.py."""
+    """Sources by the names of files, and constants by MODULE.CONSTANT."""
 
     sources: Mapping[str, str]
     constants: Mapping[str, int]
 
 
 def parsed(name: str) -> Variant:
-    """FOLDER[,CONSTANT=VALUE ...], or one line."""
+    """FOLDER[,MODULE.CONSTANT=VALUE ...], or one line."""
     folder, *settings = name.split(",")
     sources = {} if folder == HERE else {path.name: path.read_text() for path in Path(folder).glob("*.cu")}
     if folder != HERE and not sources:
         refuse(f"expected a folder with .cu files, received {folder}")
     constants = {}
     for setting in settings:
-        constant, _, value = setting.partition("=")
-        if not isinstance(getattr(engine, constant, None), int) or not value.isdigit():
-            refuse(f"expected CONSTANT=VALUE with an integer of jaxff.kernels.cuda.engine, received {setting}")
-        constants[constant] = int(value)
+        name, _, value = setting.partition("=")
+        module, _, constant = name.partition(".")
+        if not isinstance(getattr(MODULES.get(module), constant, None), int) or not value.isdigit():
+            refuse(f"expected MODULE.CONSTANT=VALUE, an integer of {', '.join(MODULES)}, received {setting}")
+        constants[name] = int(value)
     return Variant(sources, constants)
 
 
@@ -67,7 +69,7 @@ def using(variant: Variant) -> Iterator[None]:
 
     def forget() -> None:
         jax.clear_caches()
-        for module in (engine, tiles):
+        for module in MODULES.values():
             for function in vars(module).values():
                 if hasattr(function, "cache_clear") and function is not engine.multiprocessors:
                     function.cache_clear()
@@ -75,7 +77,8 @@ def using(variant: Variant) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(launch, "read", read))
         for name, value in variant.constants.items():
-            stack.enter_context(mock.patch.object(engine, name, value))
+            module, _, constant = name.partition(".")
+            stack.enter_context(mock.patch.object(MODULES[module], constant, value))
         stack.callback(forget)
         forget()
         yield
@@ -120,7 +123,7 @@ def main() -> None:
     """Each row by all variants."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("rows", nargs="+", help="architecture:atoms")
-    parser.add_argument("--variants", nargs="+", required=True, help="FOLDER[,CONSTANT=VALUE ...]")
+    parser.add_argument("--variants", nargs="+", required=True, help="FOLDER[,MODULE.CONSTANT=VALUE ...]")
     parser.add_argument("--calls", type=int, default=9, help="of a loop")
     parser.add_argument("--kernels", action="store_true", help="each kernel's time, too, by the profiler")
     parser.add_argument("-o", "--output", type=Path, required=True)

@@ -24,7 +24,7 @@ from jaxff.models.painn import pair_repulsion, pair_repulsion_bwd
 from jaxff.models.parameters import Params, dense_layers
 from jaxff.models.student import EPSILON
 from jaxff.ops import accumulate_forces
-from jaxff.ops.distance import distance_bwd, distance_reference
+from jaxff.ops.distance import distance_bwd, divide_or_zero
 from jaxff.system import Pairs
 
 Config = StudentConfig | PainnConfig
@@ -342,13 +342,21 @@ def has_repulsion(config: Config) -> bool:
 
 def _geometry(vectors: Array, pairs: Pairs, tree: Params, config: Config) -> Geometry:
     """Places of pairs. Behind the barrier nothing reads the vectors, so that XLA makes all of it in one kernel."""
-    d, u = distance_reference(vectors, _epsilon(config))
+    d, u = _distance(*vectors.T, _epsilon(config))
     intervals = tree["interaction_0"]["table"].shape[0]
     x = jnp.clip(d, 0, config.cutoff) * _intervals_per_angstrom(tree, config)
     interval = jnp.clip(x.astype(jnp.int32), 0, intervals - 1)
     t = x - interval.astype(d.dtype)
-    places = jnp.concatenate([jnp.stack([t, pairs.mask.astype(d.dtype)]), u.T, interval.astype(d.dtype)[None]])
+    places = jnp.stack([t, pairs.mask.astype(d.dtype), *u, interval.astype(d.dtype)])
     return Geometry(jnp.asarray(pairs.senders, jnp.int32), jax.lax.optimization_barrier(places))
+
+
+def _distance(x: Array, y: Array, z: Array, epsilon: float) -> tuple[Array, list[Array]]:
+    """As distance_reference, by components: a sum over an axis is a kernel of its own to XLA."""
+    square = x * x + y * y + z * z
+    positive = square > 0
+    d = jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
+    return d, [divide_or_zero(c, d + epsilon) for c in (x, y, z)]
 
 
 def _arranged(geometry: Geometry, num_atoms: int, tree: Params, launch: Launch) -> Any:

@@ -93,7 +93,8 @@ inline void wait_at(Barrier& b, int count) {
 inline void sync() { wait_at(all[current / the_threads].all, the_threads); }
 template <class Value>
 inline void stay(Value&) {}
-inline char* in_register(char* memory) { return memory; }
+template <class Word>
+inline Word* in_register(Word* memory) { return memory; }
 inline void sync_warp() { wait_at(warps[current / 32], 32); }
 
 inline float from_lane(float x, int mask) {

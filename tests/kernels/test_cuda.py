@@ -14,7 +14,7 @@ from ase.build import molecule
 
 from jaxff import kernels, load_potential, models
 from jaxff.kernels.cuda import engine, few, launch, molecules, packs, tiles
-from jaxff.kernels.cuda.filters import of_bins, of_elements, step_between
+from jaxff.kernels.cuda.filters import of_bins, of_elements, step_between, width_of
 from jaxff.kernels.cuda.matrices import halves
 from jaxff.kernels.message import Geometry, Launch, Lengths, Sources, whole
 from jaxff.ops import accumulate_forces
@@ -186,9 +186,9 @@ def close_where_present(got: Sequence[Any], expected: Sequence[Any]) -> None:
 def test_turns_are_full() -> None:
     """Each pair that counts is in one turn, within its bin; turns fit into their memory; most places have a pair."""
     rng, n, slots = np.random.default_rng(0), 80, 60
-    table = smooth_table(rng, 32, 60)
+    table = smooth_table(rng, 32, 44)
     (filters,) = of_bins([table])
-    bins, width = filters["basis"].shape[:2]
+    bins, width = len(filters["matrices"]), width_of(filters)
     assert bins > 4
     pairs = RandomPairs(rng, n, slots, table, 16)
     arranged = engine.arranged(pairs.geometry, n, filters)
@@ -624,19 +624,27 @@ def test_few_functions_make_the_filters() -> None:
     g, h = slope[:, :-1], slope[:, 1:]
     table = np.stack([curves[:, :-1], g, 3 * delta - 2 * g - h, g + h - 2 * delta]).transpose(2, 0, 1)
     made = of_bins([table])[0]
-    bins, width = made["basis"].shape[:2]
+    bins, width = len(made["matrices"]), width_of(made)
     assert bins > 1
-    words = made["matrices"].view(np.float16).astype(np.float64).reshape(bins, 6, 2, 2, 16, 4, 2).sum(axis=3)
-    c = np.empty((bins, 16, 96))
+    assert not made["basis"][0].any()
+    basis = made["basis"][1:].reshape(bins, width, 16, 4)
+    words = made["matrices"].view(np.float16).astype(np.float64).reshape(bins, 6, 2, 2, 16, 4, 2)
+    c = np.empty((2, bins, 16, 96))  # of both products
     for group, tile, lane, word, half in np.ndindex(6, 2, 16, 4, 2):
         row, column = 2 * (lane % 4) + 8 * (word // 2) + half, 4 * (lane // 4) + 2 * tile + word % 2
-        function = row // 2 + 8 * (row % 2)  # k and k + 8 lie side by side
-        c[:, function, 16 * group + column] = words[:, group, tile, lane, word, half] * made["scales"][0]
+        c[:, :, row, 16 * group + column] = words[:, group, tile, :, lane, word, half].T * made["scales"][0]
     for k in range(bins):
         here = table[k * step_between(width) :][:width]
-        cubics = np.asarray(made["basis"][k], np.float64).transpose(2, 0, 1)[:, : len(here)] @ c[k]
-        np.testing.assert_allclose(cubics[0], here[:, 0], atol=3e-7 * np.abs(table[:, 0]).max())
-        np.testing.assert_allclose(cubics[1], here[:, 1], atol=1e-6 * np.abs(table[:, 1]).max())
+        cubics = np.asarray(basis[k, : len(here)], np.float64)[:, [8 * (row % 2) + row // 2 for row in range(16)]]
+        np.testing.assert_array_equal(cubics[:, 14], cubics[:, 8])
+        for which, most in ((0, 5e-7), (1, 5e-6)):
+            value = cubics[..., which] * made["scales"][1] ** which
+            high = value.astype(np.float16).astype(np.float64)
+            low = (value - high).astype(np.float16).astype(np.float64)
+            high[:, 14] = low[:, 14]  # of the ninth function
+            both = high @ c[0, k] + np.concatenate([low[:, :8], high[:, :8]], axis=1) @ c[1, k]
+            expected, scale = here[:, which], np.abs(table[:, which]).max()
+            np.testing.assert_allclose(both * made["scales"][2] ** which, expected, atol=most * scale)
     assert len(here) > width - step_between(width)
     noise = np.random.default_rng(0).normal(size=(256, 4, 96))
     assert of_bins([table, noise]) is None

@@ -5,7 +5,7 @@
 // so are the next of all atoms up to its end; but where few atoms have so many that the next 16 pairs, two of each, would
 // be less than ENOUGH, a later bin has the rest. Every other group has its turns from the last bin to the first, so that
 // message.cu begins it with the bin that it has at hand.
-// Defined from outside: BIN, STEP, BINS.
+// Defined from outside: BIN, STEP, BINS; WARPS of a block, which share its atoms.
 #define GROUP 8
 #define NO_PAIR 0x7fff    // an interval beyond all
 #define ENOUGH 12
@@ -22,38 +22,45 @@ __device__ __forceinline__ int over_group(int x, bool largest) {  // of lanes th
 // pairs: rows [t, u_xyz, sender, interval and slot] in the order of intervals, those that don't count last.
 // turns: [groups, capacity, GROUP], of each atom: its first pair (16 bits), how many pairs (4), how many times two of
 // the eight atoms at most (3), whether it is their last turn (1), bin (8).
-extern "C" __global__ void __launch_bounds__(32 * GROUP)
+extern "C" __global__ void __launch_bounds__(32 * WARPS)
 arrange(const int* __restrict__ senders, const float* __restrict__ places, int n, int slots, int capacity,
         float* __restrict__ pairs, uint32* __restrict__ turns) {
-    SHARED(int, memory);  // interval and slot of each pair, as one number; intervals in order: [GROUP, padded] both; turns
-    int all = n * slots, padded = (slots + 3) / 4 * 4, atom = block() * GROUP + warp();
-    int *mine = memory + warp() * padded, *ordered = mine + GROUP * padded;
-    for (int slot = lane(); slot < padded; slot += 32) {
-        int e = atom * slots + slot;
-        bool counts = atom < n && slot < slots && places[all + e] > 0.f;
-        mine[slot] = (counts ? (int)places[5 * all + e] : NO_PAIR) << 16 | slot;
-    }
-    sync();
-    for (int slot = lane(); slot < padded; slot += 64) {
-        int key[2], rank[2] = {0, 0};
-#pragma unroll
-        for (int i = 0; i < 2; i++) key[i] = slot + 32 * i < padded ? mine[slot + 32 * i] : 0;
-        for (int k = 0; k < padded; k += 4) {
-            int4 other = *(const int4*)(mine + k);
-#pragma unroll
-            for (int i = 0; i < 2; i++)
-                rank[i] += (other.x < key[i]) + (other.y < key[i]) + (other.z < key[i]) + (other.w < key[i]);
+    SHARED(int, shared);  // interval and slot of each pair, as one number; intervals in order: [GROUP, padded] both; turns
+    int* memory = in_register(shared);
+    int all = n * slots, padded = (slots + 3) / 4 * 4;
+    for (int local = warp(); local < GROUP; local += WARPS) {
+        int *mine = memory + local * padded, atom = block() * GROUP + local;
+        for (int slot = lane(); slot < padded; slot += 32) {
+            int e = atom * slots + slot;
+            float mask = 0.f, interval = 0.f;
+            if (atom < n && slot < slots) mask = places[all + e], interval = places[5 * all + e];
+            mine[slot] = (mask > 0.f ? (int)interval : NO_PAIR) << 16 | slot;
         }
+    }
+    sync_warp();
+    for (int local = warp(); local < GROUP; local += WARPS) {
+        int *mine = memory + local * padded, *ordered = mine + GROUP * padded, atom = block() * GROUP + local;
+        for (int slot = lane(); slot < padded; slot += 64) {
+            int key[2], rank[2] = {0, 0};
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            if (slot + 32 * i >= padded) continue;
-            ordered[rank[i]] = key[i] >> 16;
-            if (atom >= n || slot + 32 * i >= slots) continue;
-            int e = atom * slots + slot + 32 * i, to = atom * slots + rank[i];
-            pairs[to] = places[e];
+            for (int i = 0; i < 2; i++) key[i] = slot + 32 * i < padded ? mine[slot + 32 * i] : 0;
+            for (int k = 0; k < padded; k += 4) {
+                int4 other = *(const int4*)(mine + k);
 #pragma unroll
-            for (int k = 1; k < 4; k++) pairs[k * all + to] = places[(k + 1) * all + e];
-            pairs[4 * all + to] = (float)senders[e], pairs[5 * all + to] = as_float(key[i]);
+                for (int i = 0; i < 2; i++)
+                    rank[i] += (other.x < key[i]) + (other.y < key[i]) + (other.z < key[i]) + (other.w < key[i]);
+            }
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                if (slot + 32 * i >= padded) continue;
+                ordered[rank[i]] = key[i] >> 16;
+                if (atom >= n || slot + 32 * i >= slots) continue;
+                int e = atom * slots + slot + 32 * i, to = atom * slots + rank[i];
+                pairs[to] = places[e];
+#pragma unroll
+                for (int k = 1; k < 4; k++) pairs[k * all + to] = places[(k + 1) * all + e];
+                pairs[4 * all + to] = (float)senders[e], pairs[5 * all + to] = as_float(key[i]);
+            }
         }
     }
     sync();

@@ -22,8 +22,9 @@ template <class Value>
 __device__ __forceinline__ void stay(Value& x) { asm volatile("" : "+l"(x)); }
 __device__ __forceinline__ void stay(int& x) { asm volatile("" : "+r"(x)); }
 // shared memory whose address is in a register from here on, not made again wherever it is needed
-__device__ __forceinline__ char* in_register(char* memory) {
-    return (char*)__cvta_shared_to_generic(__shfl_sync(0xffffffffu, (uint32)__cvta_generic_to_shared(memory), 0));
+template <class Word>
+__device__ __forceinline__ Word* in_register(Word* memory) {
+    return (Word*)__cvta_shared_to_generic(__shfl_sync(0xffffffffu, (uint32)__cvta_generic_to_shared(memory), 0));
 }
 __device__ __forceinline__ void sync_warp() { __syncwarp(); }
 __device__ __forceinline__ float from_lane(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
@@ -248,11 +249,10 @@ __device__ __forceinline__ void load_a(uint32 (&a)[4], const uint32* rows, int s
 // of rows of 16 halves that lie without gaps, where the two halves of a row are
 __device__ __forceinline__ int swapped(int row, int half) { return half ^ (row >> 2 & 1); }
 // of eight such rows, and of eight that lie `apart` words behind them, both halves of each as mma takes its second operand
-__device__ __forceinline__ const uint32* of_lane_swapped(const uint32* rows, int apart) {
+__device__ __forceinline__ void load_swapped(uint32 (&b)[4], const uint32* rows, int apart) {
     int l = lane();
-    return rows + (l >> 4) * apart + (l & 7) * 8 + swapped(l & 7, l >> 3 & 1) * 4;
+    load_a_at(b, rows + (l >> 4) * apart + (l & 7) * 8 + swapped(l & 7, l >> 3 & 1) * 4);
 }
-__device__ __forceinline__ void load_swapped(uint32 (&b)[4], const uint32* rows, int apart) { load_a_at(b, of_lane_swapped(rows, apart)); }
 
 // Bytes that come into shared memory meanwhile: one more arrival at a barrier, whose phase does not end before they are there.
 __device__ __forceinline__ void copy(void* to, const void* from, int bytes, uint64* b) {

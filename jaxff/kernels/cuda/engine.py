@@ -15,7 +15,7 @@ from jaxff.config import PainnConfig, StudentConfig
 from jaxff.kernels import painn, student
 from jaxff.kernels.atoms import Heard, Made, PerAtom, Phase, Step, hear
 from jaxff.kernels.cuda import cut, launch, tiles
-from jaxff.kernels.cuda.filters import FUNCTIONS, of_bins, of_elements, step_between, whole_products
+from jaxff.kernels.cuda.filters import SLOTS, of_bins, of_elements, step_between, whole_products, width_of
 from jaxff.kernels.cuda.matrices import halves, unequal
 from jaxff.kernels.message import Geometry, Lengths, Sources
 from jaxff.models.parameters import Params
@@ -26,6 +26,7 @@ CHANNELS = range(
 )  # threads for all pairs of a block; shared memory of every GPU from compute capability 8.0
 FILTERS = ("basis", "matrices", "scales")  # as the kernels take them
 PAIRS, GROUP = 64, 8  # that message.cu takes at once, and of how many atoms
+WARPS_OF_GROUP = 4  # that arrange its pairs: fewer leave room for more groups at once
 PAIRS_OF_BLOCK = 16  # of an atom, at least, where several blocks share it
 STAGES, TURNS, CARRIERS = 6, 4, 4  # of message.cu: of its ring, at most; in shared memory; warps that fill both
 ATOMS = 16  # that tiles.cu and cut.cu take at once
@@ -96,12 +97,12 @@ class Arranged(NamedTuple):
 def arranged(geometry: Geometry, num_atoms: int, filters: Any) -> Arranged:
     """What `message` and its transpose need of the pairs, with filters as `prepare` makes them."""
     slots = geometry.senders.shape[0] // num_atoms
-    bins, width = filters["basis"].shape[:2]
+    bins, width = len(filters["matrices"]), width_of(filters)
     step, groups = step_between(width), -(-num_atoms // GROUP)
     capacity = slots + bins  # turns of c times 16 pairs have 2 c - 1 of some atom, and up to four stand together
-    defines = ("BIN", width), ("STEP", step), ("BINS", bins)
+    defines = ("BIN", width), ("STEP", step), ("BINS", bins), ("WARPS", WARPS_OF_GROUP)
     source, shared = launch.read("device.cu", "arrange.cu"), 4 * GROUP * (2 * (slots + 3) + capacity)
-    kernel = launch.Kernel("arrange", source, defines, 32 * GROUP, shared)
+    kernel = launch.Kernel("arrange", source, defines, 32 * WARPS_OF_GROUP, shared)
     shapes = (6, num_atoms * slots), (groups, capacity, GROUP)
     return Arranged(*geometry, *launch.call(kernel, geometry, (num_atoms, slots, capacity), shapes, groups))
 
@@ -148,7 +149,7 @@ def message(sources: Sources, filters: Any, geometry: Any) -> tuple[Float[Array,
 def _message(sources: Sources, filters: Any, geometry: Any) -> Parted:
     n, sent = len(sources.a), _sent(sources, filters)
     blocks = _blocks(geometry, n)
-    f, kernel = sent.f, _message_kernel("message", filters["basis"].shape[1], sent)
+    f, kernel = sent.f, _message_kernel("message", width_of(filters), sent)
     arrays = (geometry.pairs, geometry.turns, *(filters[name] for name in FILTERS), *with_stand_ins(sources))
     shapes = (n, f), (n, 3 * f), (blocks * GROUP, 4 * f)
     *sums, rest = launch.call(kernel, arrays, _sizes(geometry, n), shapes, blocks)
@@ -169,7 +170,7 @@ def _message_transpose(
 ) -> tuple[Parted, Float[Array, "E 4"]]:
     n, e, sent = len(sources.a), geometry.senders.shape[0], _sent(sources, filters)
     f, has_b, has_y, _ = sent
-    kernel = _message_kernel("message_transpose", filters["basis"].shape[1], sent)
+    kernel = _message_kernel("message_transpose", width_of(filters), sent)
     arrays = (
         geometry.pairs,
         geometry.turns,
@@ -282,7 +283,7 @@ def multiprocessors() -> int:
 def _message_kernel(name: str, width: int, sent: _Sent) -> launch.Kernel:
     f, has_b, has_y, packed = sent
     back, scalars = name == "message_transpose", -(-f // 32)  # warps; twice as many have vectors
-    values, shares = (1 + back) * 2 * PAIRS * 2 * FUNCTIONS, back * 5 * scalars * (PAIRS + 8) * 4
+    values, shares = (1 + back) * 2 * PAIRS * 2 * SLOTS, back * 5 * scalars * PAIRS * 4
     turns = TURNS * (PAIRS * 20 + 8 * 4 + 2 * 8 + values + shares)
     stage = 16 * 4 * ((4 if back or packed else 1 + has_b + 3 * has_y) * f + 4) + 2 * 8
     stages = min(STAGES, (launch.most_shared() - turns) // stage)

@@ -1,7 +1,7 @@
 """Filters as sums of few functions of the distance, as CUDA kernels take them: W(t) = Σ_k B_k(t) C_k, with cubics B_k.
 
 W are cubic in each interval of a table (jaxff.tabulate), and so are sums of them. The B_k are those along which values
-and slopes vary most, by singular values: of all distances, or of bins of them, where 16 do.
+and slopes vary most, by singular values: of all distances, or of bins of them, where 14 do.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from jaxff.kernels.cuda.matrices import as_first, halves, power_of_two, unequal
+from jaxff.kernels.cuda.matrices import apart, as_first, halves, of_lanes, power_of_two, unequal
 
 RANKS = range(2, 65, 2)  # of first.cu: as many as fill sectors of 32 bytes
 VALUES, SLOPES = 1e-7, 1e-6  # of the largest filter, and of the largest slope: what few functions may leave out
+IN_BINS = 5e-7, 5e-6  # likewise, with what products of halves leave out
 BINS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16)  # that would cover all distances without overlap
-FUNCTIONS = 16  # in a bin
+FUNCTIONS, PRECISE = 14, 9  # in a bin, and how many of them count to more than a half
+SLOTS = 16  # of a product of tensor cores, as message.cu has them; after FUNCTIONS come halves of the last precise one
+_IN_ORDER = [*range(FUNCTIONS), PRECISE - 1, PRECISE - 1]
 MOST_INTERVALS = 0x7FFF  # of arrange.cu
 
 
@@ -42,10 +45,12 @@ def _directions(curves: Curves, rows: slice) -> Float[np.ndarray, "C C"]:
     return np.linalg.svd(thinned, full_matrices=False)[2].T
 
 
-def _left(curves: Curves, directions: Float[np.ndarray, "C K"]) -> bool:
-    """Whether what these directions leave of values and slopes is less than float32 rounds."""
+def _left(
+    curves: Curves, directions: Float[np.ndarray, "C K"], allowed: tuple[float, float] = (VALUES, SLOPES)
+) -> bool:
+    """Whether what these directions leave of values and slopes is no more than that: about what float32 rounds."""
     left = (np.max(np.abs(x - x @ directions @ directions.T)) for x in curves)
-    return all(x <= allowed for x, allowed in zip(left, (VALUES, SLOPES), strict=True))
+    return all(x <= most for x, most in zip(left, allowed, strict=True))
 
 
 def _scaled(basis: Float[np.ndarray, "T 4 K"]) -> tuple[Float[np.ndarray, "T 4 K"], Float[np.ndarray, "K"]]:
@@ -58,8 +63,8 @@ def _scaled(basis: Float[np.ndarray, "T 4 K"]) -> tuple[Float[np.ndarray, "T 4 K
 class Binned(NamedTuple):
     """W(t) = Σ_k B_k(t) C_k in each bin of T intervals: cubics of all B, and C."""
 
-    basis: Float[np.ndarray, "bins T 4 16"]
-    weights: Float[np.ndarray, "bins 16 C"]
+    basis: Float[np.ndarray, "bins T 4 K"]
+    weights: Float[np.ndarray, "bins K C"]
 
 
 class Reduced(NamedTuple):
@@ -78,7 +83,7 @@ def _reduced(table: Float[np.ndarray, "T 4 C"]) -> Reduced:
 
 
 def _binned(reduced: Reduced, width: int) -> Binned | None:
-    """W with 16 functions in each bin of `width` intervals, of which the next begins after `step_between`; or None.
+    """W with FUNCTIONS in each bin of `width` intervals, of which the next begins after `step_between`; or None.
 
     B_k are cubics where W are, so that slopes remain those of the values.
     """
@@ -88,7 +93,7 @@ def _binned(reduced: Reduced, width: int) -> Binned | None:
         rows = slice(begin, begin + width)
         here = _directions(few, slice(begin, begin + width, max(1, width // 64)))
         chosen = ways @ here[:, :FUNCTIONS]
-        if not _left(Curves(*(x[rows] for x in curves)), chosen):
+        if not _left(Curves(*(x[rows] for x in curves)), chosen, IN_BINS):
             return None
         chosen = np.pad(chosen, ((0, 0), (0, FUNCTIONS - chosen.shape[1])))
         functions, height = _scaled(table[rows] @ chosen)
@@ -99,7 +104,12 @@ def _binned(reduced: Reduced, width: int) -> Binned | None:
 
 def step_between(width: int) -> int:
     """From a bin's beginning to the next one's: pairs of several atoms mostly find one that all are in."""
-    return max(1, width // 4)
+    return max(1, width // 8)
+
+
+def width_of(filters: dict[str, Any]) -> int:
+    """Intervals of a bin, of what `of_bins` makes: the first row of functions is of none, and zero."""
+    return (len(filters["basis"]) - 1) // len(filters["matrices"])
 
 
 def of_bins(tables: Sequence[Float[np.ndarray, "T 4 C"]]) -> list[dict[str, Any]] | None:
@@ -111,23 +121,47 @@ def of_bins(tables: Sequence[Float[np.ndarray, "T 4 C"]]) -> list[dict[str, Any]
         made = []
         for reduced in all_reduced:
             binned = _binned(reduced, max(1, len(reduced.table) // bins))
-            if binned is None:
+            filters = None if binned is None else _as_taken(*binned, reduced.table)
+            if filters is None:
                 break
-            made.append(binned)
+            made.append(filters)
         else:
-            return [_as_taken(*x) for x in made]
+            return made
     return None
 
 
-def _as_taken(basis: Float[np.ndarray, "bins T 4 16"], weights: Float[np.ndarray, "bins 16 C"]) -> dict[str, Any]:
-    bins, functions, columns = weights.shape
-    beside = weights[:, np.arange(functions).reshape(2, -1).T.reshape(-1)]  # k and k + 8 in a word
-    matrix, factor = halves(beside.transpose(1, 0, 2).reshape(functions, bins * columns))
+def _as_taken(
+    basis: Float[np.ndarray, "bins T 4 K"], weights: Float[np.ndarray, "bins K C"], table: Float[np.ndarray, "T 4 C"]
+) -> dict[str, Any] | None:
+    """Binned filters as message.cu takes them: of C, two matrices of halves a bin; None if these leave too much.
+
+    The first has the functions, and after them what makes the last precise one's product whole, [C, what C leaves]; the
+    second, for what makes whole those of the others before it, C and what it leaves.
+    """
+    (bins, _, columns), rest = weights.shape, PRECISE - 1
+    high, low, factor = apart(weights, float(np.max(np.abs(weights))))
     slope = power_of_two(float(np.max(np.abs(basis[:, :, 1]))), 64.0)
+    for which, times in ((0, 1.0), (1, slope)):
+        scale, allowed = times * factor * float(np.max(np.abs(table[:, which]))) or 1.0, IN_BINS[which]
+        for k in range(bins):
+            here = table[k * step_between(basis.shape[1]) :, which][: basis.shape[1]]
+            b, left, _ = apart(times * basis[k, : len(here), which], 256.0)
+            c, of_c = high[k].astype(np.float64), low[k].astype(np.float64)
+            made = b.astype(np.float64) @ c
+            made += (
+                left[:, :PRECISE].astype(np.float64) @ c[:PRECISE] + b[:, :PRECISE].astype(np.float64) @ of_c[:PRECISE]
+            )
+            if np.max(np.abs(made - times * factor * here)) > allowed * scale:
+                return None
+    first = np.concatenate([high, high[:, rest : rest + 1], low[:, rest : rest + 1]], axis=1)
+    second = np.concatenate([high[:, :rest], low[:, :rest]], axis=1)
+    words = of_lanes(*(x.transpose(1, 0, 2).reshape(SLOTS, bins * columns) for x in (first, second)))
+    beside = np.asarray(_IN_ORDER).reshape(-1, 2).T.reshape(-1)  # a lane reads the k-th and the one after eight others
+    rows = basis[..., beside].transpose(0, 1, 3, 2).reshape(-1, SLOTS, 4)
     return {
-        "basis": np.ascontiguousarray(basis.transpose(0, 1, 3, 2), np.float32),
-        "matrices": as_first(matrix.reshape(bins, columns // 16, 2, 32, 4)),
-        "scales": np.asarray([factor, slope, 1 / slope], np.float32),
+        "basis": np.pad(rows, ((1, 0), (0, 0), (0, 0))).astype(np.float32),
+        "matrices": as_first(words.reshape(bins, columns // 16, 2, 32, 4)),
+        "scales": np.asarray([1 / factor, slope, 1 / slope], np.float32),
     }
 
 

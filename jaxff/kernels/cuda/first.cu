@@ -230,7 +230,8 @@ first_message(const int* __restrict__ senders, const float* __restrict__ places,
               const float4* __restrict__ basis, const uint4* __restrict__ of_a, const uint4* __restrict__ of_b,
               const float* __restrict__ factors, int n, int slots, float* ds, float* dv) {
     constexpr int MATRIX = F / 16 * (K / 16) * 64;
-    SHARED(uint32, operands);  // S of elements, then V: [BATCH + 3 OF_B, high and low, ATOMS, STRIDE]
+    SHARED(uint32, memory);
+    uint32* operands = in_register(memory);  // S of elements, then V: [BATCH + 3 OF_B, high and low, ATOMS, STRIDE]
     float4* for_chosen = (float4*)(operands + 2 * (BATCH + 3 * OF_B) * SMALL);
     Pairs pairs(numbers, senders, places, basis, n, slots, (float*)for_chosen + 5 * ATOMS * CHOSEN, for_chosen, nullptr);
     Here here(n);
@@ -305,7 +306,8 @@ first_transpose(const int* __restrict__ senders, const float* __restrict__ place
                 const float* __restrict__ factors, const float* __restrict__ p, const float* __restrict__ q, int n, int slots,
                 float* __restrict__ pair_bars) {
     constexpr int PARTS = K / 16, COLUMN = F / 16 * 64;  // words of 16 columns of a matrix, by four
-    SHARED(uint32, operands);  // rows of F, [4, high and low, ATOMS, WORDS]; when they are no longer needed, places of pairs
+    SHARED(uint32, memory);
+    uint32* operands = in_register(memory);  // rows of F, [4, high and low, ATOMS, WORDS]; when they are no longer needed, places of pairs
     float* above = (float*)(operands + max(8 * HALF, 5 * ATOMS * CHOSEN));  // P of elements, [BATCH, ATOMS, K]
     float* above_q = above + BATCH * ATOMS * K;                            // [OF_B, 3, ATOMS, K]
     int* maxima = (int*)(above_q + OF_B * 3 * ATOMS * K);                  // of p's rows, of q's

@@ -13,7 +13,7 @@ def power_of_two(largest: float, wanted: float) -> float:
     return 2.0 ** np.floor(np.log2(wanted / largest)) if largest > 0 else 1.0
 
 
-def _apart(matrix: np.ndarray, largest: float) -> tuple[np.ndarray, np.ndarray, float]:
+def apart(matrix: np.ndarray, largest: float) -> tuple[np.ndarray, np.ndarray, float]:
     """A matrix times the power of 2 that suits a number `largest`, as halves and what those leave; that power."""
     factor = power_of_two(largest, 256.0)
     scaled = np.asarray(matrix, np.float64) * factor
@@ -30,8 +30,13 @@ def halves(
     they leave. Lane 4 g + t has rows 2 t, 2 t + 1, 2 t + 8, 2 t + 9 of column g of a tile (mma.m16n8k16); column g of
     tile j is column 4 (g // 2) + 2 j + g % 2 of the 16, so that a lane's four products lie side by side.
     """
-    rows, columns = matrix.shape
-    high, low, factor = _apart(matrix, float(np.max(np.abs(matrix), initial=0)) if largest is None else largest)
+    high, low, factor = apart(matrix, float(np.max(np.abs(matrix), initial=0)) if largest is None else largest)
+    return of_lanes(high, low), 1 / factor
+
+
+def of_lanes(high: np.ndarray, low: np.ndarray) -> UInt32[np.ndarray, "C/16 K/16 2 32 4"]:
+    """Two matrices of halves [K, C] in that order, the second where what numbers leave is."""
+    rows, columns = high.shape
     lane, tile = np.arange(32), np.arange(2)[:, None]
     g, t = lane // 4, lane % 4
     column = 4 * (g // 2) + 2 * tile + g % 2  # [2, 32]
@@ -41,7 +46,7 @@ def halves(
         for x in (high, low)
     ]
     joined = np.concatenate(blocks, axis=-1)
-    return np.ascontiguousarray(joined).view(np.uint32), 1 / factor
+    return np.ascontiguousarray(joined).view(np.uint32)
 
 
 def by_columns(matrix: Float[np.ndarray, "K C"], largest: float) -> tuple[UInt32[np.ndarray, "C/8 K/16 32 4"], float]:
@@ -50,7 +55,7 @@ def by_columns(matrix: Float[np.ndarray, "K C"], largest: float) -> tuple[UInt32
     Lane 4 g + t has its rows of column g.
     """
     rows, columns = matrix.shape
-    high, low, factor = _apart(matrix, largest)
+    high, low, factor = apart(matrix, largest)
     parts = [x.reshape(rows // 16, 2, 4, 2, columns // 8, 8).transpose(4, 0, 5, 2, 1, 3) for x in (high, low)]
     joined = np.stack(parts, axis=-3)  # [C/8, K/16, g, t, number or left, rows up to 7 or from 8 on, 2]
     return np.ascontiguousarray(joined).view(np.uint32).reshape(columns // 8, rows // 16, 32, 4), 1 / factor

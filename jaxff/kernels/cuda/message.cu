@@ -1,10 +1,10 @@
 // Message sums and their transpose for many atoms: jaxff.kernels.message has the equations.
 //
-// A filter of the distance is W_c(r) = sum_k B_k(r) C_kc with few functions B, which are tabulated as cubics, in each of
+// A filter of the distance is W_c(r) = sum_k B_k(r) C_kc with 14 functions B, which are tabulated as cubics, in each of
 // some bins of distances (arrange.cu). A block serves eight atoms after the other eight, and of each up to eight pairs in
 // a turn, all in one bin. A warp has 32 channels of Wa, or of Wb and Wc for four of the atoms, and holds C for them in
-// registers. The tensor cores make W of 16 pairs, two of each atom, from C and B, both as sums of two halves: channels
-// are rows and pairs columns. Carriers, warps without channels, bring turns and what senders have some time before, by bulk
+// registers. The tensor cores make W of 16 pairs, two of each atom, from C and B, of the first nine functions both as
+// sums of two halves (filters.py): channels are rows and pairs columns. Carriers, warps without channels, bring turns and what senders have some time before, by bulk
 // copies into a ring in shared memory, and make B of the next turn; each has four of 16 pairs. All wait for what they read,
 // not for each other.
 // Defined from outside: F, HAS_B, HAS_Y; PACKED: whether a, b and y of an atom lie side by side, in the array a, b and y as
@@ -20,10 +20,9 @@
 #define GROUP 8                // atoms
 #define PAIRS 64               // of a turn: four times 16, of which 2 a and 2 a + 1 are of the a-th atom
 #define TURNS 4                // in shared memory
-#define K 16                   // functions
+#define K 16                   // functions, of which the last two are the ninth
 #define STRIDE (K / 2)         // words of a row of B in shared memory, whose halves change places: `swapped`
 #define PART (PAIRS * STRIDE)  // words of B's values, or slopes, in one of their two halves
-#define SHARE (PAIRS + 8)  // words of a row of a warp's share: no two lanes that write it share a bank
 #define ZERO make_float4(0.f, 0.f, 0.f, 0.f)
 
 __device__ __forceinline__ float4 operator*(float4 x, float4 y) { return make_float4(x.x * y.x, x.y * y.y, x.z * y.z, x.w * y.w); }
@@ -119,12 +118,14 @@ struct Reader {
         rows = m.rows + (8 * half + 2 * (lane() & 3)) * ROW + channel();
     }
     // to the first pairs of a turn
-    __device__ __forceinline__ void begin(int turn, int half, int row) {
-        functions = of_lane_swapped(m.of(turn) + 8 * half * STRIDE, PART);
+    __device__ __forceinline__ void begin(int turn, int half) {
+        int which = lane() >> 3, row = lane() & 7;  // of four parts of eight rows: the first, the last, what the first leave, the first
+        functions = m.of(turn) + (which == 2 ? PART : 0) + (8 * half + row) * STRIDE + 4 * swapped(row, which == 1);
         u_t = m.turns[turn].u_t + 8 * half + 2 * (lane() & 3);
-        share = m.shares + turn * SHARES + row * SHARE + 2 * (lane() & 3) + (lane() >> 2 & 1);
-        if (of_scalars()) share += lane() & 8;
-        else share += (2 * (lane() >> 3 & 1) + (lane() >> 4)) * SHARE + 8 * half;
+        int pair = 2 * (lane() & 3) + (lane() >> 2 & 1);
+        share = m.shares + turn * SHARES;
+        if (of_scalars()) share += (4 * SCALARS + part()) * PAIRS + pair + (lane() & 8);
+        else share += 4 * (part() * PAIRS + pair + 8 * half) + 2 * (lane() >> 3 & 1) + (lane() >> 4);
     }
     // until the rows of this stage are there
     __device__ __forceinline__ void wait() const { barrier_wait(full, stage.parity); }
@@ -134,7 +135,8 @@ struct Reader {
         stage.next(), full++, rows += 16 * ROW;
         if (!stage.at) full -= STAGES, rows -= STAGES * 16 * ROW;
     }
-    __device__ __forceinline__ void next() { functions += 16 * STRIDE, u_t += 16, share += 16; }
+    // to the next 16 pairs, of which a warp gives so many numbers each
+    __device__ __forceinline__ void next(int numbers) { functions += 16 * STRIDE, u_t += 16, share += 16 * numbers; }
 };
 
 // The turns of this block: a carrier's lane 4 c + q, of the first 16, has pair 16 c + 4 carrier + q, and before it the word
@@ -189,6 +191,8 @@ struct Loaded {
     __device__ __forceinline__ int sender() const { return (int)from; }
     __device__ __forceinline__ int interval() const { return as_int(both) >> 16; }  // -1: no pair
     __device__ __forceinline__ int edge() const { return interval() < 0 ? -1 : begin + (as_int(both) & 0xffff); }
+    // of the table of functions, whose first row is zero
+    __device__ __forceinline__ int row() const { return interval() < 0 ? 0 : 1 + interval() + bin * (BIN - STEP); }
 };
 
 // asks for a turn, and goes on to the next one
@@ -207,35 +211,40 @@ __device__ __forceinline__ Loaded load_turn(Turns& turns) {
 
 // --- B of a turn ---
 
-// What a carrier does for its own pairs, with functions k and k + 8 of four pairs a lane, which lie side by side: `begin`
-// asks for coefficients, `end` writes values, and slopes. For missing pairs they are zero.
+// What a carrier does for its own pairs, with two functions of four pairs a lane: `begin` asks for coefficients, `end` writes
+// values, and slopes, as two halves in a word; of the first eight functions also what they leave. The last word is what
+// the ninth leaves, and that. For missing pairs all are zero.
 template <int PARTS>
 struct Maker {
     const float4* basis;
     float slope;  // the factor of slopes
     float4 c[4][2];
-    float t[4], one[4];
+    float t[4];
 
     __device__ __forceinline__ void begin(const Loaded& x) {
-        const char* from = (const char*)(basis + x.bin * (BIN - STEP) * K + lane() % STRIDE);
+        int row = x.row();
 #pragma unroll
         for (int k = 0; k < 4; k++) {
-            int interval = of_lane(x.interval(), 4 * k + lane() / STRIDE);
-            t[k] = of_lane(x.u_t.w, 4 * k + lane() / STRIDE), one[k] = interval < 0 ? 0.f : 1.f;
-            const float4* at = (const float4*)(from + (uint32)max(interval, 0) * (K * 16));
-            c[k][0] = at[0], c[k][1] = at[STRIDE];
+            int pair = 4 * k + lane() / STRIDE;
+            const float4* at = basis + (long long)of_lane(row, pair) * K + lane() % STRIDE;
+            t[k] = of_lane(x.u_t.w, pair), c[k][0] = at[0], c[k][1] = at[STRIDE];
         }
     }
     __device__ __forceinline__ void end(uint32* b) const {
         int pair = 4 * carrier() + lane() / STRIDE, word = lane() % STRIDE;
+        uint32 which = word == STRIDE - 1 ? 0x7610 : 0x7654;
         b += pair * STRIDE + swapped(pair, word / 4) * 4 + word % 4;
+        auto put = [&](uint32* to, float x, float y) {
+            uint32 high, low;
+            split(x, y, high, low);
+            to[0] = bytes_of(low, high, which);
+            if (word < STRIDE / 2) to[PART] = low;
+        };
 #pragma unroll
         for (int k = 0; k < 4; k++) {
             uint32* to = b + 16 * k * STRIDE;
-            split(one[k] * cubic(c[k][0], t[k]), one[k] * cubic(c[k][1], t[k]), to[0], to[PART]);
-            if (PARTS < 4) continue;
-            float factor = one[k] * slope;
-            split(factor * cubic_slope(c[k][0], t[k]), factor * cubic_slope(c[k][1], t[k]), to[2 * PART], to[3 * PART]);
+            put(to, cubic(c[k][0], t[k]), cubic(c[k][1], t[k]));
+            if (PARTS == 4) put(to + 2 * PART, slope * cubic_slope(c[k][0], t[k]), slope * cubic_slope(c[k][1], t[k]));
         }
     }
 };
@@ -326,7 +335,7 @@ __device__ __forceinline__ void carry(
 // and the one after it
 template <int FILTERS>
 struct Weights {
-    uint32 c[FILTERS][2][2][4];  // [tile][high, low]
+    uint32 c[FILTERS][2][2][4];  // [tile][of all functions, of what eight leave and of these]
     __device__ __forceinline__ void load(const uint4* matrices, int bin, int first) {
 #pragma unroll
         for (int f = 0; f < FILTERS; f++)
@@ -348,7 +357,7 @@ struct Weights {
     }
 };
 
-// B of eight pairs; b: values or slopes, [high, low]
+// B of eight pairs, values or slopes: of the first and of the last functions, what the first leave, the first
 struct Functions {
     uint32 x[4];
     __device__ __forceinline__ Functions(const uint32* of_lane) { load_a_at(x, of_lane); }
@@ -363,8 +372,7 @@ __device__ __forceinline__ Filter evaluate(const Functions& b, const Weights<FIL
     float acc[2][4] = {};
 #pragma unroll
     for (int j = 0; j < 2; j++) {
-        mma(acc[j], c.c[f][j][0], b.x[2], b.x[3]);
-        mma(acc[j], c.c[f][j][1], b.x[0], b.x[1]);
+        mma(acc[j], c.c[f][j][1], b.x[2], b.x[3]);
         mma(acc[j], c.c[f][j][0], b.x[0], b.x[1]);
     }
     Filter r;
@@ -384,13 +392,16 @@ __device__ __forceinline__ void clear_rest(const Turns& turns, float* rest, int 
         for (int k = thread() - 32 * WARPS; k < GROUP * width; k += 32 * CARRIERS) rest[block() * GROUP * width + k] = 0.f;
 }
 
-// a warp's way to the next turn, from which on this one's place is free; chunks: its, bin: whose C the warp has
+// a warp's way to the next turn, from which on this one's place is free; chunks: its, bin: whose C the warp has; whether it
+// asked for another
 template <class Memory, class Weights>
-__device__ __forceinline__ void turn_to(const Memory& m, const Place<TURNS>& turn, const uint4* matrices, Weights& c, int filter, int& chunks, int& bin) {
+__device__ __forceinline__ bool turn_to(const Memory& m, const Place<TURNS>& turn, const uint4* matrices, Weights& c, int filter, int& chunks, int& bin) {
     barrier_wait(m.made + turn.at, turn.parity);
     chunks = m.turns[turn.at].chunks;
     int other = m.turns[turn.at].bin;
-    if (chunks && other != bin) c.load(matrices, bin = other, filter);
+    if (!chunks || other == bin) return false;
+    c.load(matrices, bin = other, filter);
+    return true;
 }
 
 // a row: a, then b and y where there are
@@ -403,12 +414,12 @@ __device__ __forceinline__ void sum_up(const Forward& m, const uint4* matrices, 
     Weights<FILTERS> c;
     float4 sums[3] = {ZERO, ZERO, ZERO};  // of the vectors, or of the scalars of two atoms
     int chunks, bin = -1;
-    turn_to(m, turn, matrices, c, SCALAR ? 0 : 1, chunks, bin);
+    bool asked = turn_to(m, turn, matrices, c, SCALAR ? 0 : 1, chunks, bin);
     while (chunks) {
         const Turn& now = m.turns[turn.at];
-        at.begin(turn.at, SCALAR ? 0 : half(), 0);
-        c.arrive((uint32)chunks >> 8);
-        for (int chunk = 0; chunk < chunks; chunk++, at.next()) {
+        at.begin(turn.at, SCALAR ? 0 : half());
+        if (asked) c.arrive((uint32)chunks >> 8);
+        for (int chunk = 0; chunk < chunks; chunk++, at.next(SCALAR ? 1 : 4)) {
             if constexpr (SCALAR) {
                 Filter a[2] = {evaluate(Functions(at.functions), c, 0), evaluate(Functions(at.functions + 8 * STRIDE), c, 0)};
                 at.wait();
@@ -440,7 +451,7 @@ __device__ __forceinline__ void sum_up(const Forward& m, const uint4* matrices, 
         int first = now.atom;
         barrier_arrive(m.used + turn.at);
         turn.next();
-        turn_to(m, turn, matrices, c, SCALAR ? 0 : 1, chunks, bin);
+        asked = turn_to(m, turn, matrices, c, SCALAR ? 0 : 1, chunks, bin);
         if (last || cut) {
             float *to_s = cut ? rest : ds, *to_v = cut ? rest + F : dv;
             int of_s = cut ? 4 * F : F, of_v = cut ? 4 * F : 3 * F;
@@ -506,23 +517,21 @@ __device__ __forceinline__ void keep_share(float* share, const float (&d)[2][2])
     if (lane() < 16) *share = x;
 }
 
-// [D] of scalars, by 32 channels, then [D, U_xyz] of vectors
-#define SHARES (5 * SCALARS * SHARE)
-// the sums of all shares of a carrier's pairs in a turn
+// [D, U_xyz] of vectors, by 32 channels and pairs, then D of scalars
+#define SHARES (5 * SCALARS * PAIRS)
+// the sums of all shares of a carrier's pairs in a turn; each half warp has every other 32 channels
 __device__ __forceinline__ void add_shares(const float* shares, const Turn& turn, const float* scales, float* pair_bars) {
     int pair = lane() % 16 / 4 * 16 + 4 * carrier() + lane() % 4, edge = turn.edge[pair];
-    if (edge < 0) return;
+    float4 sum = ZERO;
 #pragma unroll
-    for (int k = 0; k < 2; k++) {
-        int row = 2 * k + lane() / 16;
-        float total = 0.f;
-#pragma unroll
-        for (int part = 0; part < SCALARS; part++) {
-            if (row == 0) total += shares[part * SHARE + pair];
-            total += shares[(SCALARS + 4 * part + row) * SHARE + pair];
-        }
-        pair_bars[4 * edge + row] = scales[0] * (row ? total : scales[2] * total);
+    for (int k = 0; k < SCALARS; k += 2) {
+        int part = k + lane() / 16;
+        if (SCALARS % 2 && part == SCALARS) break;
+        sum = sum + four(shares + 4 * (part * PAIRS + pair)), sum.x += shares[(4 * SCALARS + part) * PAIRS + pair];
     }
+    sum = sum + make_float4(from_lane(sum.x, 16), from_lane(sum.y, 16), from_lane(sum.z, 16), from_lane(sum.w, 16));
+    sum.x *= scales[2];
+    if (edge >= 0 && lane() < 16) ((float4*)pair_bars)[edge] = scales[0] * sum;
 }
 
 // what a transposed message reads of receivers, and makes
@@ -542,11 +551,11 @@ __device__ __forceinline__ void transpose(const Backward& m, const uint4* matric
     float4 a[2], bars[4];  // of b and y, or of a for two atoms
     Vectors own;
     int chunks, bin = -1;
-    turn_to(m, turn, matrices, c, SCALAR ? 0 : 1, chunks, bin);
+    bool asked = turn_to(m, turn, matrices, c, SCALAR ? 0 : 1, chunks, bin);
     while (chunks) {
         const Turn& now = m.turns[turn.at];
-        at.begin(turn.at, SCALAR ? 0 : half(), SCALAR ? part() : SCALARS + 4 * part());
-        c.arrive((uint32)chunks >> 8);
+        at.begin(turn.at, SCALAR ? 0 : half());
+        if (asked) c.arrive((uint32)chunks >> 8);
         if (now.first) {
 #pragma unroll
             for (int h = 0; h < 1 + SCALAR; h++) {
@@ -558,7 +567,7 @@ __device__ __forceinline__ void transpose(const Backward& m, const uint4* matric
 #pragma unroll
             for (int k = 0; k < 4; k++) bars[k] = ZERO;
         }
-        for (int chunk = 0; chunk < chunks; chunk++, at.next()) {
+        for (int chunk = 0; chunk < chunks; chunk++, at.next(SCALAR ? 1 : 4)) {
             if constexpr (SCALAR) {
                 float d[2][2];
                 at.wait();
@@ -612,7 +621,7 @@ __device__ __forceinline__ void transpose(const Backward& m, const uint4* matric
         int first = now.atom;
         barrier_arrive(m.used + turn.at);
         turn.next();
-        turn_to(m, turn, matrices, c, SCALAR ? 0 : 1, chunks, bin);
+        asked = turn_to(m, turn, matrices, c, SCALAR ? 0 : 1, chunks, bin);
         if (!last && !cut) continue;
         float *to_a = cut ? of.rest : of.a_bar, *to_b = cut ? of.rest + F : of.b_bar, *to_y = cut ? of.rest + (1 + HAS_B) * F : of.y_bar;
         int of_one = cut ? ALL : F, of_y = cut ? ALL : 3 * F;
