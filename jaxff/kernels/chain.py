@@ -342,11 +342,12 @@ def has_repulsion(config: Config) -> bool:
 
 def _geometry(vectors: Array, pairs: Pairs, tree: Params, config: Config) -> Geometry:
     """Places of pairs. Behind the barrier nothing reads the vectors, so that XLA makes all of it in one kernel."""
-    d, u = _distance(*vectors.T, _epsilon(config))
+    x, y, z = vectors.T
+    d, u = _distance(x, y, z, _epsilon(config))
     intervals = tree["interaction_0"]["table"].shape[0]
-    x = jnp.clip(d, 0, config.cutoff) * _intervals_per_angstrom(tree, config)
-    interval = jnp.clip(x.astype(jnp.int32), 0, intervals - 1)
-    t = x - interval.astype(d.dtype)
+    place = jnp.clip(d, 0, config.cutoff) * _intervals_per_angstrom(tree, config)
+    interval = jnp.clip(place.astype(jnp.int32), 0, intervals - 1)
+    t = place - interval.astype(d.dtype)
     places = jnp.stack([t, pairs.mask.astype(d.dtype), *u, interval.astype(d.dtype)])
     return Geometry(jnp.asarray(pairs.senders, jnp.int32), jax.lax.optimization_barrier(places))
 
