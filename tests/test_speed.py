@@ -15,7 +15,7 @@ import pytest
 
 from jaxff import kernels, models
 from jaxff.config import PainnConfig, StudentConfig
-from jaxff.kernels.cuda import launch, one, several
+from jaxff.kernels.cuda import engine, launch, one, several, tiles
 from jaxff.potential import Potential
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -37,6 +37,7 @@ SCRIPTS = (
     "tune",
     "check",
     "rounding",
+    "variants",
 )
 SMALL = {"hidden_dim": 16, "num_interactions": 2, "num_rbf": 6}
 
@@ -329,7 +330,12 @@ def test_rounding(speed: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_p
     for got, forces, wanted in zip(rounding.forces(structures), coarse, expected, strict=True):
         np.testing.assert_array_equal(got, wanted)
         assert 1e-6 < np.abs(forces - wanted).max() / np.abs(wanted).max() < 0.2
+    tabulated = speed.rows.potential("painn", "xla-table")
+    halves, plain = (rounding.forces(structures, x) for x in (rounding.with_halves(tabulated), tabulated))
+    for got, wanted in zip(halves, plain, strict=True):
+        assert 0 < np.abs(got - wanted).max() < 3e-6 * np.abs(wanted).max()
     monkeypatch.setattr(rounding, "BITS", (16,))
+    monkeypatch.setattr(rounding.jaxff, "load_potential", lambda *_, **__: tabulated)
     monkeypatch.setattr(rounding, "drift", lambda potential, atoms, blocks: ({"steps": blocks}, atoms.positions))
     monkeypatch.setattr(jax.config, "update", lambda *args: None)
     monkeypatch.setattr(
@@ -337,7 +343,39 @@ def test_rounding(speed: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_p
     )
     rounding.main()
     rows = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["rows"]
-    assert list(rows) == ["nve", "forces, xu, v to 16 bits", "nve, xu, v to 16 bits", "forces, xs, xu, v to 16 bits"]
+    of_bits = ["forces, xu, v to 16 bits", "nve, xu, v to 16 bits", "forces, xs, xu, v to 16 bits"]
+    assert list(rows) == ["nve", "forces, filters of halves", *of_bits]
+
+
+def test_variants(speed: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    """Sources and constants of a variant, while it is used; forces differ from the first one's by nothing, here."""
+    variants, own = speed.variants, launch.read("pairs.cu")
+    (tmp_path / "pairs.cu").write_text("other")
+    variant = variants.parsed(f"{tmp_path},tiles.UNITS=4,engine.STAGES=5")
+    before = tiles.UNITS, engine.STAGES
+    with variants.using(variant):
+        assert launch.read("pairs.cu", "join.cu") == f"other\n{launch.read('join.cu')}"
+        assert (tiles.UNITS, engine.STAGES) == (4, 5)
+    assert launch.read("pairs.cu") == own
+    assert before == (tiles.UNITS, engine.STAGES)
+    found = variants.race("painn", 3, {".": variants.parsed("."), "other": variant}, 2, False)
+    for row in found.values():
+        assert row["fastest_us"] <= row["median_us"]
+        assert row["max_dF"] == 0
+    out = tmp_path / "out.json"
+    for arguments, message in (
+        (["painn:3", "--variants", "."], "expected a GPU"),
+        (["painn", "--variants", "."], "received painn"),
+        (["painn:3", "--variants", f"{tmp_path}/nothing"], "a folder with .cu files"),
+        (["painn:3", "--variants", ".,tiles.NAME=3"], "received tiles.NAME=3"),
+        (["painn:3", "--variants", ".,UNITS=3"], "received UNITS=3"),
+    ):
+        monkeypatch.setattr(variants, "device", lambda: (False, "cpu"))
+        with pytest.raises(SystemExit) as stop:
+            run_script(variants, monkeypatch, *arguments, "-o", out)
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_child_that_fails_says_why(speed: SimpleNamespace) -> None:

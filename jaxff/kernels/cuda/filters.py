@@ -32,9 +32,12 @@ class Curves(NamedTuple):
     slopes: Float[np.ndarray, "T C"]
 
 
+def _heights(table: Float[np.ndarray, "T 4 C"]) -> list[float]:
+    return [float(np.max(np.abs(table[:, power]))) or 1.0 for power in (0, 1)]
+
+
 def _curves(table: Float[np.ndarray, "T 4 C"]) -> Curves:
-    heights = [float(np.max(np.abs(table[:, power]))) or 1.0 for power in (0, 1)]
-    return Curves(table[:, 0] / heights[0], table[:, 1] / heights[1])
+    return Curves(*(table[:, power] / height for power, height in enumerate(_heights(table))))
 
 
 def _directions(curves: Curves, rows: slice) -> Float[np.ndarray, "C C"]:
@@ -45,12 +48,10 @@ def _directions(curves: Curves, rows: slice) -> Float[np.ndarray, "C C"]:
     return np.linalg.svd(thinned, full_matrices=False)[2].T
 
 
-def _left(
-    curves: Curves, directions: Float[np.ndarray, "C K"], allowed: tuple[float, float] = (VALUES, SLOPES)
-) -> bool:
-    """Whether what these directions leave of values and slopes is no more than that: about what float32 rounds."""
+def _left(curves: Curves, directions: Float[np.ndarray, "C K"]) -> bool:
+    """Whether what these directions leave of values and slopes is less than float32 rounds."""
     left = (np.max(np.abs(x - x @ directions @ directions.T)) for x in curves)
-    return all(x <= most for x, most in zip(left, allowed, strict=True))
+    return all(x <= allowed for x, allowed in zip(left, (VALUES, SLOPES), strict=True))
 
 
 def _scaled(basis: Float[np.ndarray, "T 4 K"]) -> tuple[Float[np.ndarray, "T 4 K"], Float[np.ndarray, "K"]]:
@@ -71,7 +72,6 @@ class Reduced(NamedTuple):
     """A table's curves, and along the directions that matter anywhere: little is left to do for each bin."""
 
     table: Float[np.ndarray, "T 4 C"]
-    curves: Curves
     ways: Float[np.ndarray, "C R"]
     few: Curves
 
@@ -79,27 +79,44 @@ class Reduced(NamedTuple):
 def _reduced(table: Float[np.ndarray, "T 4 C"]) -> Reduced:
     curves = _curves(table)
     ways = _directions(curves, slice(None, None, max(1, len(table) // 1024)))[:, :96]
-    return Reduced(table, curves, ways, Curves(*(x @ ways for x in curves)))
+    return Reduced(table, ways, Curves(*(x @ ways for x in curves)))
 
 
 def _binned(reduced: Reduced, width: int) -> Binned | None:
-    """W with FUNCTIONS in each bin of `width` intervals, of which the next begins after `step_between`; or None.
+    """W with FUNCTIONS in each bin of `width` intervals, of which the next begins after `step_between`.
 
-    B_k are cubics where W are, so that slopes remain those of the values.
+    B_k are cubics where W are, so that slopes remain those of the values. None if their products leave too much.
     """
-    table, curves, ways, few = reduced
-    columns, step, basis, weights = table.shape[2], step_between(width), [], []
+    table, ways, few = reduced
+    step, heights, basis, weights = step_between(width), _heights(table), [], []
     for begin in range(0, max(1, len(table) - width + step), step):
         rows = slice(begin, begin + width)
         here = _directions(few, slice(begin, begin + width, max(1, width // 64)))
         chosen = ways @ here[:, :FUNCTIONS]
-        if not _left(Curves(*(x[rows] for x in curves)), chosen, IN_BINS):
-            return None
         chosen = np.pad(chosen, ((0, 0), (0, FUNCTIONS - chosen.shape[1])))
         functions, height = _scaled(table[rows] @ chosen)
+        of_bin = Binned(functions, (chosen * height).T)
+        for which, made in enumerate(products(*of_bin)):
+            if np.max(np.abs(made - table[rows, which])) > IN_BINS[which] * heights[which]:
+                return None
         basis.append(np.pad(functions, ((0, width - len(functions)), (0, 0), (0, 0))))
-        weights.append((chosen * height).T.reshape(FUNCTIONS, columns))
+        weights.append(of_bin.weights)
     return Binned(np.stack(basis), np.stack(weights))
+
+
+def products(basis: Float[np.ndarray, "T 4 K"], weights: Float[np.ndarray, "K C"]) -> list[Float[np.ndarray, "T C"]]:
+    """Values and slopes of B C where intervals begin, as message.cu makes them of a bin's.
+
+    Of halves, C's and what those leave; what halves of B leave counts of the first functions alone, and likewise C's.
+    """
+    high, low, factor = apart(weights, float(np.max(np.abs(weights))))
+    c, of_c, made = high.astype(np.float64), low.astype(np.float64), []
+    for power in (0, 1):
+        times = power_of_two(float(np.max(np.abs(basis[:, power]))), 64.0)
+        b, of_b = (x.astype(np.float64) for x in apart(times * basis[:, power], 256.0)[:2])
+        whole = b @ c + of_b[:, :PRECISE] @ c[:PRECISE] + b[:, :PRECISE] @ of_c[:PRECISE]
+        made.append(whole / (times * factor))
+    return made
 
 
 def step_between(width: int) -> int:
@@ -121,19 +138,16 @@ def of_bins(tables: Sequence[Float[np.ndarray, "T 4 C"]]) -> list[dict[str, Any]
         made = []
         for reduced in all_reduced:
             binned = _binned(reduced, max(1, len(reduced.table) // bins))
-            filters = None if binned is None else _as_taken(*binned, reduced.table)
-            if filters is None:
+            if binned is None:
                 break
-            made.append(filters)
+            made.append(_as_taken(*binned))
         else:
             return made
     return None
 
 
-def _as_taken(
-    basis: Float[np.ndarray, "bins T 4 K"], weights: Float[np.ndarray, "bins K C"], table: Float[np.ndarray, "T 4 C"]
-) -> dict[str, Any] | None:
-    """Binned filters as message.cu takes them: of C, two matrices of halves a bin; None if these leave too much.
+def _as_taken(basis: Float[np.ndarray, "bins T 4 K"], weights: Float[np.ndarray, "bins K C"]) -> dict[str, Any]:
+    """Binned filters as message.cu takes them: of C, two matrices of halves a bin.
 
     The first has the functions, and after them what makes the last precise one's product whole, [C, what C leaves]; the
     second, for what makes whole those of the others before it, C and what it leaves.
@@ -141,18 +155,6 @@ def _as_taken(
     (bins, _, columns), rest = weights.shape, PRECISE - 1
     high, low, factor = apart(weights, float(np.max(np.abs(weights))))
     slope = power_of_two(float(np.max(np.abs(basis[:, :, 1]))), 64.0)
-    for which, times in ((0, 1.0), (1, slope)):
-        scale, allowed = times * factor * float(np.max(np.abs(table[:, which]))) or 1.0, IN_BINS[which]
-        for k in range(bins):
-            here = table[k * step_between(basis.shape[1]) :, which][: basis.shape[1]]
-            b, left, _ = apart(times * basis[k, : len(here), which], 256.0)
-            c, of_c = high[k].astype(np.float64), low[k].astype(np.float64)
-            made = b.astype(np.float64) @ c
-            made += (
-                left[:, :PRECISE].astype(np.float64) @ c[:PRECISE] + b[:, :PRECISE].astype(np.float64) @ of_c[:PRECISE]
-            )
-            if np.max(np.abs(made - times * factor * here)) > allowed * scale:
-                return None
     first = np.concatenate([high, high[:, rest : rest + 1], low[:, rest : rest + 1]], axis=1)
     second = np.concatenate([high[:, :rest], low[:, :rest]], axis=1)
     words = of_lanes(*(x.transpose(1, 0, 2).reshape(SLOTS, bins * columns) for x in (first, second)))
