@@ -21,7 +21,6 @@ IN_BINS = 5e-7, 5e-6  # likewise, with what products of halves leave out
 BINS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16)  # that would cover all distances without overlap
 FUNCTIONS, PRECISE = 14, 9  # in a bin, and how many of them count to more than a half
 SLOTS = 16  # of a product of tensor cores, as message.cu has them; after FUNCTIONS come halves of the last precise one
-_IN_ORDER = [*range(FUNCTIONS), PRECISE - 1, PRECISE - 1]
 MOST_INTERVALS = 0x7FFF  # of arrange.cu
 
 
@@ -158,8 +157,8 @@ def _as_taken(basis: Float[np.ndarray, "bins T 4 K"], weights: Float[np.ndarray,
     first = np.concatenate([high, high[:, rest : rest + 1], low[:, rest : rest + 1]], axis=1)
     second = np.concatenate([high[:, :rest], low[:, :rest]], axis=1)
     words = of_lanes(*(x.transpose(1, 0, 2).reshape(SLOTS, bins * columns) for x in (first, second)))
-    beside = np.asarray(_IN_ORDER).reshape(-1, 2).T.reshape(-1)  # a lane reads the k-th and the one after eight others
-    rows = basis[..., beside].transpose(0, 1, 3, 2).reshape(-1, SLOTS, 4)
+    beside = np.arange(FUNCTIONS).reshape(-1, 2).T.reshape(-1)  # two of a word lie behind those of others
+    rows = basis[..., beside].transpose(0, 1, 3, 2).reshape(-1, FUNCTIONS, 4)
     return {
         "basis": np.pad(rows, ((1, 0), (0, 0), (0, 0))).astype(np.float32),
         "matrices": as_first(words.reshape(bins, columns // 16, 2, 32, 4)),

@@ -20,7 +20,8 @@
 #define GROUP 8                // atoms
 #define PAIRS 64               // of a turn: four times 16, of which 2 a and 2 a + 1 are of the a-th atom
 #define TURNS 4                // in shared memory
-#define K 16                   // functions, of which the last two are the ninth
+#define FUNCTIONS 14           // in a table of them those of even number first
+#define K 16                   // of a product: they, and twice the ninth
 #define STRIDE (K / 2)         // words of a row of B in shared memory, whose halves change places: `swapped`
 #define PART (PAIRS * STRIDE)  // words of B's values, or slopes, in one of their two halves
 #define ZERO make_float4(0.f, 0.f, 0.f, 0.f)
@@ -222,12 +223,13 @@ struct Maker {
     float t[4];
 
     __device__ __forceinline__ void begin(const Loaded& x) {
-        int row = x.row();
+        int row = x.row(), word = lane() % STRIDE, ninth = word == STRIDE - 1;
+        const char *first = (const char*)(basis + (ninth ? STRIDE / 2 : word)), *second = first + (ninth ? 0 : FUNCTIONS / 2 * 16);
 #pragma unroll
         for (int k = 0; k < 4; k++) {
             int pair = 4 * k + lane() / STRIDE;
-            const float4* at = basis + (long long)of_lane(row, pair) * K + lane() % STRIDE;
-            t[k] = of_lane(x.u_t.w, pair), c[k][0] = at[0], c[k][1] = at[STRIDE];
+            uint32 at = (uint32)of_lane(row, pair) * (FUNCTIONS * 16);
+            t[k] = of_lane(x.u_t.w, pair), c[k][0] = *(const float4*)(first + at), c[k][1] = *(const float4*)(second + at);
         }
     }
     __device__ __forceinline__ void end(uint32* b) const {
