@@ -191,6 +191,11 @@ def first_transpose(
     return total([*pair_bars] if adds or before is None else [*pair_bars, *before])
 
 
+def finds_reverses(launch: Launch) -> bool:
+    """Whether a CUDA kernel finds the reverses of pairs, and gives zeros for those that don't count."""
+    return launch.cuda and not launch.dense and launch.route not in JOINED
+
+
 def whole(
     pair_bars: Sequence[Float[Array, "..."]], geometry: Geometry, num_atoms: int, launch: Launch, lengths: Lengths
 ) -> Float[Array, "C E"]:
@@ -200,7 +205,7 @@ def whole(
     """
     if launch.route == "few":
         return total(list(total(pair_bars)))
-    if launch.cuda and not launch.dense and launch.route not in JOINED:
+    if finds_reverses(launch):
         from jaxff.kernels.cuda import engine
 
         beside = pair_bars if launch.route == "cuda" else [total(pair_bars).T]

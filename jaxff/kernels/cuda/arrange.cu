@@ -67,9 +67,9 @@ arrange(const int* __restrict__ senders, const float* __restrict__ places, int n
     if (warp()) return;
     const int* row = memory + (GROUP + lane() % GROUP) * padded;  // four lanes do the same for an atom
     uint32* made = (uint32*)(memory + 2 * GROUP * padded);
-    int rank = 0, all_turns = 0;
+    int rank = 0, all_turns = 0, end = 0;  // where the bin ends, as they begin one after the other
     for (bool more = true; more;) {
-        int first = over_group(rank < slots ? row[rank] : NO_PAIR, false), bin = 0, end = rank, after = NO_PAIR;
+        int first = over_group(rank < slots ? row[rank] : NO_PAIR, false), bin = 0, after = NO_PAIR;
         if (first < NO_PAIR) {
             bin = min(first / STEP, BINS - 1);
             while (end < slots && row[end] < bin * STEP + BIN) end++;

@@ -157,17 +157,23 @@ struct Turns {
         of = (4 * carrier() + lane() % 4) / 2;
         long long groups = (n + GROUP - 1) / GROUP, from = groups * block(), to = from + groups;
         group = (int)(from / blocks()), end = (int)(to / blocks());
-        turn = until(group, (int)(from % blocks())), stop = until(end, (int)(to % blocks()));
+        int in_first = (int)(from % blocks()), in_last = (int)(to % blocks());
+        uint32 of_first = in_first ? word_of(group, 0) : 0, of_last = in_last ? word_of(end, 0) : 0;  // asked for at once
+        turn = until(group, in_first, of_first), stop = until(end, in_last, of_last);
         read();
     }
-    // the turns in this part, of `blocks()`, of a group
-    __device__ int until(int group, int part) const {
+    // of 32 turns of a group, this lane's
+    __device__ __forceinline__ uint32 word_of(int group, int begin) const {
+        return words[(group * capacity + min(begin + lane(), capacity - 1)) * GROUP];
+    }
+    // the turns in this part, of `blocks()`, of a group, of whose first 32 this is the lane's
+    __device__ int until(int group, int part, uint32 word) const {
         if (!part) return 0;
-        uint32 found = 0;
-        int begin = -32;
+        int begin = 0;
+        uint32 found = lanes_where(word >> 23 & 1);
         while (!found) {
             begin += 32;
-            found = lanes_where(words[(group * capacity + min(begin + lane(), capacity - 1)) * GROUP] >> 23 & 1);
+            found = lanes_where(word_of(group, begin) >> 23 & 1);
         }
         return (int)((long long)(begin + lowest(found) + 1) * part / blocks());
     }
