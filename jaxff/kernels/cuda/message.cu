@@ -4,9 +4,9 @@
 // some bins of distances (arrange.cu). A block serves eight atoms after the other eight, and of each up to eight pairs in
 // a turn, all in one bin. A warp has 32 channels of Wa, or of Wb and Wc for four of the atoms, and holds C for them in
 // registers. The tensor cores make W of 16 pairs, two of each atom, from C and B, of the first nine functions both as
-// sums of two halves (filters.py): channels are rows and pairs columns. Carriers, warps without channels, bring turns and what senders have some time before, by bulk
-// copies into a ring in shared memory, and make B of the next turn; each has four of 16 pairs. All wait for what they read,
-// not for each other.
+// sums of two halves (filters.py): channels are rows and pairs columns. Carriers, warps without channels, bring turns and
+// what senders have some time before, by bulk copies into a ring in shared memory, and make B of the next turn; each has
+// four of 16 pairs. All wait for what they read, not for each other.
 // Defined from outside: F, HAS_B, HAS_Y; PACKED: whether a, b and y of an atom lie side by side, in the array a, b and y as
 // `pack` (device.cu) makes them; BIN, STEP: intervals of a bin, and from one's beginning to the next one's; STAGES of the ring.
 // scales: the factor of W that undoes those of B and C; of slopes, one more and its inverse.
@@ -81,7 +81,7 @@ struct Place {  // of COUNT, one after the other and again
     }
 };
 
-// PARTS: 2 for B's values [high, low], 4 with slopes; ROW: words of what a sender has, and four, so that no two lanes
+// PARTS: 2 for B's values [halves, what those leave], 4 with slopes; ROW: words of what a sender has, and four, so that no two lanes
 // share a bank; SHARES: words of a turn's shares of pair gradients.
 template <int PARTS, int ROW, int SHARES>
 struct Memory {
@@ -105,19 +105,28 @@ struct Memory {
     __device__ __forceinline__ uint32* of(int turn) const { return values + turn * PARTS * PART; }
 };
 
+// A stage of the ring, and places in it that move on with it, so that they are not made anew.
+template <int ROW>
+struct Ring {
+    Place<STAGES> stage;
+    uint64* full;  // `empty` lies STAGES behind it
+    float* rows;
+    __device__ __forceinline__ void next() {
+        stage.next(), full++, rows += 16 * ROW;
+        if (!stage.at) full -= STAGES, rows -= STAGES * 16 * ROW;
+    }
+};
+
 // Where a warp with channels reads and writes next, in shared memory.
 template <int PARTS, int ROW, int SHARES>
 struct Reader {
     const Memory<PARTS, ROW, SHARES>& m;
-    Place<STAGES> stage;
-    uint64* full;              // of this stage; `empty` lies STAGES behind it
-    const float* rows;         // of this stage, this lane's first pair of eight
-    const uint32* functions;   // of the next 16 pairs, as this lane loads eight of them
+    Ring<ROW> ring;           // rows of this lane's first pair of eight
+    const uint32* functions;  // of the next 16 pairs, as this lane loads eight of them
     const float4* u_t;
     float* share;
-    __device__ __forceinline__ Reader(const Memory<PARTS, ROW, SHARES>& memory, int half) : m(memory), full(memory.full) {
-        rows = m.rows + (8 * half + 2 * (lane() & 3)) * ROW + channel();
-    }
+    __device__ __forceinline__ Reader(const Memory<PARTS, ROW, SHARES>& memory, int half)
+        : m(memory), ring{{}, memory.full, memory.rows + (8 * half + 2 * (lane() & 3)) * ROW + channel()} {}
     // to the first pairs of a turn
     __device__ __forceinline__ void begin(int turn, int half) {
         int which = lane() >> 3, row = lane() & 7;  // of four parts of eight rows: the first, the last, what the first leave, the first
@@ -128,14 +137,13 @@ struct Reader {
         if (of_scalars()) share += (4 * SCALARS + part()) * PAIRS + pair + (lane() & 8);
         else share += 4 * (part() * PAIRS + pair + 8 * half) + 2 * (lane() >> 3 & 1) + (lane() >> 4);
     }
-    // until the rows of this stage are there
-    __device__ __forceinline__ void wait() const { barrier_wait(full, stage.parity); }
-    // when this warp has read them
-    __device__ __forceinline__ void leave() {
-        barrier_arrive(full + STAGES);
-        stage.next(), full++, rows += 16 * ROW;
-        if (!stage.at) full -= STAGES, rows -= STAGES * 16 * ROW;
+    // the rows of this stage, when they are there
+    __device__ __forceinline__ const float* wait() const {
+        barrier_wait(ring.full, ring.stage.parity);
+        return ring.rows;
     }
+    // when this warp has read them
+    __device__ __forceinline__ void leave() { barrier_arrive(ring.full + STAGES), ring.next(); }
     // to the next 16 pairs, of which a warp gives so many numbers each
     __device__ __forceinline__ void next(int numbers) { functions += 16 * STRIDE, u_t += 16, share += 16 * numbers; }
 };
@@ -280,12 +288,7 @@ template <int PARTS, int ROW, int SHARES, int PIECES, class Finish>
 __device__ __forceinline__ void carry(
     const Memory<PARTS, ROW, SHARES>& m, Turns& turns, const Piece (&pieces)[PIECES], Maker<PARTS> maker, Finish finish) {
     Place<TURNS> turn;
-    Place<STAGES> stage;
-    const float* from[PIECES];
-#pragma unroll
-    for (int k = 0; k < PIECES; k++) from[k] = pieces[k].from, stay(from[k]);
-    float* row = m.rows + 4 * carrier() * ROW;  // of this stage
-    uint64* full = m.full;
+    Ring<ROW> ring{{}, m.full, m.rows + 4 * carrier() * ROW};
     auto free = [&] {
         if (!turn.again) return;
         barrier_wait(m.used + turn.at, turn.parity ^ 1);
@@ -311,8 +314,8 @@ __device__ __forceinline__ void carry(
             int of[4];
 #pragma unroll
             for (int q = 0; q < 4; q++) of[q] = of_lane(sender, 4 * c + q);
-            if (stage.again) barrier_wait(full + STAGES, stage.parity ^ 1);
-            else clear_missing<ROW>(row, of);
+            if (ring.stage.again) barrier_wait(ring.full + STAGES, ring.stage.parity ^ 1);
+            else clear_missing<ROW>(ring.rows, of);
             if (elected()) {
                 int there = 0;
 #pragma unroll
@@ -320,14 +323,13 @@ __device__ __forceinline__ void carry(
                     if (of[q] < 0) continue;
 #pragma unroll
                     for (int k = 0; k < PIECES; k++)
-                        bulk_copy(row + q * ROW + pieces[k].at, from[k] + (long long)of[q] * pieces[k].width, 4 * pieces[k].width, full);
+                        bulk_copy(ring.rows + q * ROW + pieces[k].at, pieces[k].from + (long long)of[q] * pieces[k].width, 4 * pieces[k].width, ring.full);
                     there++;
                 }
-                arrive_with(full, there * 4 * (ROW - 4));
+                arrive_with(ring.full, there * 4 * (ROW - 4));
             }
             sync_warp();
-            stage.next(), full++, row += 16 * ROW;
-            if (!stage.at) full -= STAGES, row -= STAGES * 16 * ROW;
+            ring.next();
         }
         maker.end(m.of(turn.at));
         barrier_arrive(m.made + turn.at);
@@ -430,21 +432,21 @@ __device__ __forceinline__ void sum_up(const Forward& m, const uint4* matrices, 
         for (int chunk = 0; chunk < chunks; chunk++, at.next(SCALAR ? 1 : 4)) {
             if constexpr (SCALAR) {
                 Filter a[2] = {evaluate(Functions(at.functions), c, 0), evaluate(Functions(at.functions + 8 * STRIDE), c, 0)};
-                at.wait();
+                const float* rows = at.wait();
 #pragma unroll
                 for (int h = 0; h < 2; h++)
 #pragma unroll
-                    for (int k = 0; k < 2; k++) sums[h] = sums[h] + a[h].w[k] * four(at.rows + (8 * h + k) * ROW);
+                    for (int k = 0; k < 2; k++) sums[h] = sums[h] + a[h].w[k] * four(rows + (8 * h + k) * ROW);
             } else {
                 Functions functions(at.functions);
                 Filter b = evaluate(functions, c, 0), y;
                 if (HAS_Y) y = evaluate(functions, c, FILTERS - 1);
-                at.wait();
+                const float* rows = at.wait();
 #pragma unroll
-                for (int k = 0; k < 2; k++) {
+                for (int k = 0; k < 2; k++, rows += ROW) {
                     float4 u = at.u_t[k];
                     Vectors sent;
-                    sent.read(at.rows + k * ROW + F, at.rows + k * ROW + (1 + HAS_B) * F);
+                    sent.read(rows + F, rows + (1 + HAS_B) * F);
                     float4 w = HAS_B ? b.w[k] * sent.b : b.w[k];
                     sums[0] = sums[0] + u.x * w;
                     sums[1] = sums[1] + u.y * w;
@@ -578,13 +580,13 @@ __device__ __forceinline__ void transpose(const Backward& m, const uint4* matric
         for (int chunk = 0; chunk < chunks; chunk++, at.next(SCALAR ? 1 : 4)) {
             if constexpr (SCALAR) {
                 float d[2][2];
-                at.wait();
+                const float* rows = at.wait();
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
                     Filter value = evaluate(Functions(at.functions + 8 * h * STRIDE), c, 0), slope = evaluate(Functions(at.functions + 2 * PART + 8 * h * STRIDE), c, 0);
 #pragma unroll
                     for (int k = 0; k < 2; k++) {
-                        float4 pj = four(at.rows + (8 * h + k) * ROW);
+                        float4 pj = four(rows + (8 * h + k) * ROW);
                         bars[h] = bars[h] + value.w[k] * pj, d[h][k] = dot(a[h] * pj, slope.w[k]);
                     }
                 }
@@ -596,11 +598,10 @@ __device__ __forceinline__ void transpose(const Backward& m, const uint4* matric
                 Functions values(at.functions);
                 Filter b = evaluate(values, c, 0), y;
                 if (HAS_Y) y = evaluate(values, c, FILTERS - 1);
-                at.wait();
+                const float* rows = at.wait();
 #pragma unroll
-                for (int k = 0; k < 2; k++) {
-                    const float* row = at.rows + k * ROW;
-                    float4 qj[3] = {four(row + F), four(row + 2 * F), four(row + 3 * F)};
+                for (int k = 0; k < 2; k++, rows += ROW) {
+                    float4 qj[3] = {four(rows + F), four(rows + 2 * F), four(rows + 3 * F)};
                     float4 u = at.u_t[k], w = b.w[k];
                     along[k] = u.x * qj[0] + u.y * qj[1] + u.z * qj[2];
                     if (HAS_B) {
