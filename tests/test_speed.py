@@ -362,7 +362,10 @@ def test_variants(speed: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_p
     for row in found.values():
         assert row["fastest_us"] <= row["median_us"]
         assert row["max_dF"] == 0
+    broken = variants.Variant({}, {"tiles.NONE": 1})
+    assert list(variants.race("painn", 3, {"broken": broken}, 2, False)["broken"]) == ["error"]
     out = tmp_path / "out.json"
+    monkeypatch.setattr(variants, "device", lambda: (False, "cpu"))
     for arguments, message in (
         (["painn:3", "--variants", "."], "expected a GPU"),
         (["painn", "--variants", "."], "received painn"),
@@ -370,7 +373,6 @@ def test_variants(speed: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_p
         (["painn:3", "--variants", ".,tiles.NAME=3"], "received tiles.NAME=3"),
         (["painn:3", "--variants", ".,UNITS=3"], "received UNITS=3"),
     ):
-        monkeypatch.setattr(variants, "device", lambda: (False, "cpu"))
         with pytest.raises(SystemExit) as stop:
             run_script(variants, monkeypatch, *arguments, "-o", out)
         assert stop.value.code == 2

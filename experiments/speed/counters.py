@@ -13,7 +13,6 @@ import argparse
 import csv
 import ctypes
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -23,10 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from results import check_output, device, matched, refuse, stamp, what_went_wrong, write
-from rows import CONFIGS, problem
+from results import check_output, device, refuse, stamp, what_went_wrong, write
+from rows import problem, sized
 
-ROW = re.compile(rf"({'|'.join(CONFIGS)}):([1-9][0-9]*)")
 METRICS = {  # of a kernel: name here, Nsight Compute's, factor
     "us": ("gpu__time_duration.sum", 1e-3),
     "MB_through_L2": ("lts__t_bytes.sum", 1e-6),
@@ -102,7 +100,7 @@ def main() -> None:
     parser.add_argument("--read", type=Path, help="a log of ncu's, of one row")
     parser.add_argument("--evaluate", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    rows = {row: (match[1], int(match[2])) for row, match in matched(ROW, args.rows, "painn:10648").items()}
+    rows = sized(args.rows)
     if args.evaluate:
         evaluate(*rows[args.rows[0]])
         return

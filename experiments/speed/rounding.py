@@ -68,12 +68,10 @@ def with_halves(model: jaxff.Potential) -> jaxff.Potential:
     """A potential with tables, whose values and slopes where intervals begin become those that message.cu makes."""
     made, names = copy(model), [f"interaction_{i}" for i in range(1, model.config.num_interactions)]
     tables = [np.array(model._tree[name]["filter"]["coefficients"]) for name in names]
-    found = filters.of_bins(tables)
+    found = filters.in_bins(tables)
     assert found is not None
-    width = filters.width_of(found[0])
-    for table in tables:
-        binned = filters._binned(filters._reduced(table), width)
-        assert binned is not None
+    for table, binned in zip(tables, found, strict=True):
+        width = binned.basis.shape[1]
         for k, (basis, weights) in enumerate(zip(*binned, strict=True)):
             first = k * filters.step_between(width)  # bins overlap: what the last one has of an interval stays
             for power, x in enumerate(filters.products(basis[: len(table) - first], weights)):
@@ -87,6 +85,11 @@ def forces(structures: Sequence[Atoms], model: jaxff.Potential | None = None) ->
     """Of all structures, in eV/Å."""
     model = model or potential()
     return [model.energy_and_forces(atoms.numbers, atoms.positions)[1] for atoms in structures]
+
+
+def worst(some: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
+    """The largest difference of forces."""
+    return max(float(np.abs(x - y).max()) for x, y in zip(some, others, strict=True))
 
 
 def main() -> None:
@@ -112,14 +115,13 @@ def main() -> None:
         tell("nve", drift(potential(), builtin_molecule("aspirin"), args.blocks)[0])
     tabulated = jaxff.load_potential("organic", dtype="float64", filters="table", engine="xla")
     plain, made = (forces(structures, model) for model in (tabulated, with_halves(tabulated)))
-    worst = max(float(np.abs(x - y).max()) for x, y in zip(made, plain, strict=True))
-    tell("forces, filters of halves", {"max_dF_eV_per_A": worst})
+    tell("forces, filters of halves", {"max_dF_eV_per_A": worst(made, plain)})
     for bits in BITS:
         for name, parts in SENT.items():
             with messages_of(bits, parts):
-                worst = max(float(np.abs(x - y).max()) for x, y in zip(forces(structures), expected, strict=True))
+                difference = worst(forces(structures), expected)
                 largest = max(float(np.abs(x).max()) for x in expected)
-                tell(f"forces, {name} to {bits} bits", {"max_dF_eV_per_A": worst, "max_F_eV_per_A": largest})
+                tell(f"forces, {name} to {bits} bits", {"max_dF_eV_per_A": difference, "max_F_eV_per_A": largest})
                 if bits == 16 and name == "xu, v":
                     tell("nve, xu, v to 16 bits", drift(potential(), builtin_molecule("aspirin"), args.blocks)[0])
 

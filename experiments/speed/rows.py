@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from results import matched
 from systems import OPEN_LIMIT, box, structure
 
 import jaxff
@@ -29,6 +31,12 @@ ENGINES = {  # name: (engine, filters)
     "autodiff": ("xla", "exact"),
 }
 TIMESTEP = 0.01 * fs
+_SIZED = re.compile(rf"({'|'.join(CONFIGS)}):([1-9][0-9]*)")
+
+
+def sized(names: Sequence[str]) -> dict[str, tuple[str, int]]:
+    """Architecture and atoms of rows like painn:10648; refuses others."""
+    return {name: (match[1], int(match[2])) for name, match in matched(_SIZED, names, "painn:10648").items()}
 
 
 @cache

@@ -6,7 +6,7 @@ Everything runs in a compiled loop of dependent evaluations, as dynamics do, so 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -78,17 +78,24 @@ def vjp(architecture: str, engine: str, atoms: int) -> dict[str, Any]:
 def race(functions: dict[str, Callable[..., Any]], atoms: int) -> dict[str, Any]:
     """Microseconds of f(R, pairs) for each function, by turns."""
     p, steps = problem(atoms), steps_for(atoms)
-    compiled, facts, seconds = {}, {}, {}
+    runs, facts = {}, {}
     for name, function in functions.items():
-        compiled[name], facts[name] = prepared(jax.jit(partial(_repeated, function, steps)), p.positions, p.pairs)
-        seconds[name] = []
-        jax.block_until_ready(compiled[name](p.positions, p.pairs))
-    for _ in range(CALLS):
-        for name, run in compiled.items():
-            start = time.perf_counter()
-            jax.block_until_ready(run(p.positions, p.pairs))
-            seconds[name].append(time.perf_counter() - start)
+        compiled, facts[name] = prepared(jax.jit(partial(_repeated, function, steps)), p.positions, p.pairs)
+        runs[name] = partial(compiled, p.positions, p.pairs)
+        jax.block_until_ready(runs[name]())
+    seconds = by_turns(runs, CALLS)
     return {name: spread(seconds[name], 1e6 / steps, "_us") | facts[name] for name in functions}
+
+
+def by_turns(runs: Mapping[str, Callable[[], Any]], calls: int) -> dict[str, list[float]]:
+    """Seconds of so many calls of each, one after the other and again."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(calls):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
 
 
 def _repeated(function: Callable[..., Any], steps: int, R: jax.Array, pairs: Any) -> jax.Array:

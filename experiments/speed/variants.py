@@ -11,8 +11,6 @@ Random weights at 128/3/20, float32. What counts for a variant that is right is 
 from __future__ import annotations
 
 import argparse
-import re
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,13 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from breakdown import looped, traced_kernels
-from results import check_output, device, matched, refuse, rounded, stamp, what_went_wrong, write
-from rows import CONFIGS, potential, prepared, problem, spread
-from sizes import steps_for
+from results import check_output, device, refuse, rounded, stamp, what_went_wrong, write
+from rows import potential, prepared, problem, sized, spread
+from sizes import by_turns, steps_for
 
 from jaxff.kernels.cuda import engine, launch, packs, tiles
 
-ROW = re.compile(rf"({'|'.join(CONFIGS)}):([1-9][0-9]*)")
 HERE = "."
 MODULES = {"engine": engine, "packs": packs, "tiles": tiles}
 
@@ -85,37 +82,31 @@ def using(variant: Variant) -> Iterator[None]:
 
 
 def race(architecture: str, atoms: int, variants: Mapping[str, Variant], calls: int, profile: bool) -> dict[str, Any]:
-    """Microseconds of an evaluation by each variant; the largest difference of forces from the first one's."""
+    """Microseconds of an evaluation by each variant; how far forces differ from the first one's that runs."""
     p, turns = problem(atoms), steps_for(atoms)
     potential(architecture, "fused")  # made before any variant
     runs: dict[str, Any] = {}
     found: dict[str, Any] = {}
+    forces: dict[str, np.ndarray] = {}
+
+    def evaluate(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+        energy, gradient = jax.value_and_grad(p.energy(architecture, "fused"))(arrays[0], p.pairs)
+        return [jnp.nan_to_num(energy), gradient]  # no number would move all atoms out of the cutoff
+
     for name, variant in variants.items():
-        energy_and_gradient = jax.value_and_grad(p.energy(architecture, "fused"))
-
-        def evaluate(arrays: Sequence[jax.Array], function: Any = energy_and_gradient) -> list[jax.Array]:
-            energy, forces = function(arrays[0], p.pairs)
-            return [jnp.nan_to_num(energy), forces]  # no number would move all atoms out of the cutoff
-
         try:
             with using(variant):
-                runs[name], found[name] = prepared(jax.jit(partial(looped, evaluate, 1, turns)), [p.positions])
-            found[name]["forces"] = np.nan_to_num(np.asarray(runs[name]([p.positions])[0][1]))
+                compiled, found[name] = prepared(jax.jit(partial(looped, evaluate, 1, turns)), [p.positions])
+            forces[name] = np.nan_to_num(np.asarray(compiled([p.positions])[0][1]))
+            runs[name] = partial(compiled, [p.positions])
         except Exception as error:  # noqa: BLE001 - a variant that doesn't compile says so, and the next is measured
             found[name] = {"error": what_went_wrong(str(error))}
-            runs.pop(name, None)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(calls):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(run([p.positions]))
-            seconds[name].append(time.perf_counter() - start)
-    first = found[next(iter(runs))].get("forces")
+    seconds = by_turns(runs, calls)
     for name, run in runs.items():
-        forces = found[name].pop("forces")
+        difference = float(np.abs(forces[name] - forces[next(iter(runs))]).max())
+        found[name] |= spread(seconds[name], 1e6 / turns, "_us") | {"max_dF": difference}
         if profile:
-            found[name]["kernels_us_and_calls"] = traced_kernels(partial(run, [p.positions]), turns)
-        found[name] |= spread(seconds[name], 1e6 / turns, "_us") | {"max_dF": float(np.abs(forces - first).max())}
+            found[name]["kernels_us_and_calls"] = traced_kernels(run, turns)
     return found
 
 
@@ -128,7 +119,7 @@ def main() -> None:
     parser.add_argument("--kernels", action="store_true", help="each kernel's time, too, by the profiler")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
-    rows = {row: (match[1], int(match[2])) for row, match in matched(ROW, args.rows, "painn:10648").items()}
+    rows = sized(args.rows)
     variants = {name: parsed(name) for name in dict.fromkeys([HERE, *args.variants])}
     check_output(args.output)
     warnings.simplefilter("ignore", DeprecationWarning)

@@ -19,12 +19,12 @@ from jaxtyping import Array, Float, Int
 
 from jaxff.config import PainnConfig, StudentConfig
 from jaxff.kernels import atoms, painn, programs, student
-from jaxff.kernels.message import Geometry, Launch, Lengths, finds_reverses, first_transpose, whole
+from jaxff.kernels.message import Geometry, Launch, Lengths, first_transpose, whole
 from jaxff.models.painn import pair_repulsion, pair_repulsion_bwd
 from jaxff.models.parameters import Params, dense_layers
 from jaxff.models.student import EPSILON
 from jaxff.ops import accumulate_forces
-from jaxff.ops.distance import distance_bwd, distance_reference, divide_or_zero
+from jaxff.ops.distance import distance_bwd, distance_reference, divide_or_zero, safe_root
 from jaxff.system import Pairs
 
 Config = StudentConfig | PainnConfig
@@ -124,7 +124,7 @@ def backward(
     args = first.sources, above, first.table, geometry, launch, first.numbers, before, step.lengths
     pair_bars.append(first_transpose(*args))
     pair_bar = whole(pair_bars, geometry, pairs.num_atoms, launch, _lengths(tree, config))
-    return _by_vectors(pair_bar, tree, config, geometry, pairs, e_bar, repulsion, finds_reverses(launch))
+    return _by_vectors(pair_bar, tree, config, geometry, pairs, e_bar, repulsion)
 
 
 def energies(
@@ -251,14 +251,9 @@ def _by_vectors(
     pairs: Pairs,
     e_bar: Float[Array, "N"] | None,
     repulsion: Any,
-    complete: bool = False,
 ) -> Float[Array, "E 3"]:
-    """Antisymmetrised gradients by pair vectors: given, or of distance and direction; and of the repulsion.
-
-    complete: whether they are zero for pairs that don't count.
-    """
+    """Antisymmetrised gradients by pair vectors: given, or of distance and direction; and of the repulsion."""
     places, pairs = geometry.places, _inside(geometry, pairs)
-    pair_bar = pair_bar if complete else jnp.where(pairs.mask, pair_bar, 0)
     if repulsion is not None:
         e_bar = jnp.ones(pairs.num_atoms, pair_bar.dtype) if e_bar is None else e_bar
         repulsion = pair_repulsion_bwd(repulsion, e_bar, pairs, antisymmetric=True)
@@ -358,9 +353,7 @@ def _geometry(vectors: Array, pairs: Pairs, tree: Params, config: Config) -> Geo
 
 def _distance(x: Array, y: Array, z: Array, epsilon: float) -> tuple[Array, list[Array]]:
     """As distance_reference, by components: a sum over an axis is a kernel of its own to XLA."""
-    square = x * x + y * y + z * z
-    positive = square > 0
-    d = jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
+    d = safe_root(x * x + y * y + z * z)
     return d, [divide_or_zero(c, d + epsilon) for c in (x, y, z)]
 
 

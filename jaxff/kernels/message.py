@@ -191,25 +191,28 @@ def first_transpose(
     return total([*pair_bars] if adds or before is None else [*pair_bars, *before])
 
 
-def finds_reverses(launch: Launch) -> bool:
-    """Whether a CUDA kernel finds the reverses of pairs, and gives zeros for those that don't count."""
-    return launch.cuda and not launch.dense and launch.route not in JOINED
-
-
 def whole(
     pair_bars: Sequence[Float[Array, "..."]], geometry: Geometry, num_atoms: int, launch: Launch, lengths: Lengths
 ) -> Float[Array, "C E"]:
     """[D, U_xyz], or gradients by vectors, of each pair that counts minus those of its reverse, from what both have.
 
-    pair_bars: what all messages gave. No pair occurs twice. By vectors where CUDA kernels find the reverses.
+    pair_bars: what all messages gave. No pair occurs twice. By vectors where CUDA kernels find the reverses. Zeros for
+    pairs that don't count.
     """
-    if launch.route == "few":
-        return total(list(total(pair_bars)))
-    if finds_reverses(launch):
+    if launch.cuda and not launch.dense and launch.route not in (*JOINED, "few"):
         from jaxff.kernels.cuda import engine
 
         beside = pair_bars if launch.route == "cuda" else [total(pair_bars).T]
         return engine.whole(beside, geometry, num_atoms, lengths)
+    return jnp.where(geometry.places[1] > 0, _joined_by_xla(pair_bars, geometry, num_atoms, launch), 0)
+
+
+def _joined_by_xla(
+    pair_bars: Sequence[Float[Array, "..."]], geometry: Geometry, num_atoms: int, launch: Launch
+) -> Float[Array, "C E"]:
+    """As `whole`, by XLA; anything for pairs that don't count."""
+    if launch.route == "few":
+        return total(list(total(pair_bars)))
     pair_bar = total(pair_bars).T if launch.route == "cuda" else total(pair_bars)
     if launch.route in JOINED:
         return pair_bar

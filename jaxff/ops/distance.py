@@ -13,7 +13,11 @@ from jaxff.system import Pairs
 
 def safe_norm(x: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
     """|x| along an axis, with all derivatives 0 at x = 0 (as PyTorch's norm has its first)."""
-    square = jnp.sum(x * x, axis=axis)
+    return safe_root(jnp.sum(x * x, axis=axis))
+
+
+def safe_root(square: Float[Array, "..."]) -> Float[Array, "..."]:
+    """√x, with all derivatives 0 at 0."""
     positive = square > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
 

@@ -248,11 +248,6 @@ __device__ __forceinline__ void load_a(uint32 (&a)[4], const uint32* rows, int s
 }
 // of rows of 16 halves that lie without gaps, where the two halves of a row are
 __device__ __forceinline__ int swapped(int row, int half) { return half ^ (row >> 2 & 1); }
-// of eight such rows, and of eight that lie `apart` words behind them, both halves of each as mma takes its second operand
-__device__ __forceinline__ void load_swapped(uint32 (&b)[4], const uint32* rows, int apart) {
-    int l = lane();
-    load_a_at(b, rows + (l >> 4) * apart + (l & 7) * 8 + swapped(l & 7, l >> 3 & 1) * 4);
-}
 
 // Bytes that come into shared memory meanwhile: one more arrival at a barrier, whose phase does not end before they are there.
 __device__ __forceinline__ void copy(void* to, const void* from, int bytes, uint64* b) {

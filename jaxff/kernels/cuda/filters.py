@@ -129,7 +129,13 @@ def width_of(filters: dict[str, Any]) -> int:
 
 
 def of_bins(tables: Sequence[Float[np.ndarray, "T 4 C"]]) -> list[dict[str, Any]] | None:
-    """Filters as message.cu takes them, in bins as wide as all allow; None if narrow ones, too, take many functions."""
+    """Filters as message.cu takes them, of `in_bins`, or None likewise."""
+    found = in_bins(tables)
+    return None if found is None else [_as_taken(*x) for x in found]
+
+
+def in_bins(tables: Sequence[Float[np.ndarray, "T 4 C"]]) -> list[Binned] | None:
+    """Filters in bins as wide as all allow; None if narrow ones, too, take many functions."""
     if any(len(table) >= MOST_INTERVALS for table in tables):
         return None
     all_reduced = [_reduced(table) for table in tables]
@@ -139,7 +145,7 @@ def of_bins(tables: Sequence[Float[np.ndarray, "T 4 C"]]) -> list[dict[str, Any]
             binned = _binned(reduced, max(1, len(reduced.table) // bins))
             if binned is None:
                 break
-            made.append(_as_taken(*binned))
+            made.append(binned)
         else:
             return made
     return None

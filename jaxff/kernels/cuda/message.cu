@@ -83,8 +83,9 @@ struct Place {  // of COUNT, one after the other and again
 
 // PARTS: 2 for B's values [halves, what those leave], 4 with slopes; ROW: words of what a sender has, and four, so that no two lanes
 // share a bank; SHARES: words of a turn's shares of pair gradients.
-template <int PARTS, int ROW, int SHARES>
+template <int PARTS, int WIDTH, int SHARES>
 struct Memory {
+    static constexpr int ROW = WIDTH;
     Turn* turns;
     uint64 *made, *used;   // a turn by the carriers; by warps with channels
     uint64 *full, *empty;  // a stage of the ring by the carriers; by warps with channels
@@ -103,6 +104,7 @@ struct Memory {
     }
     // B of a turn
     __device__ __forceinline__ uint32* of(int turn) const { return values + turn * PARTS * PART; }
+    __device__ __forceinline__ float* shares_of(int turn) const { return shares + turn * SHARES; }
 };
 
 // A stage of the ring, and places in it that move on with it, so that they are not made anew.
@@ -117,25 +119,27 @@ struct Ring {
     }
 };
 
-// Where a warp with channels reads and writes next, in shared memory.
-template <int PARTS, int ROW, int SHARES>
+// Where a warp with channels reads and writes next, in shared memory. SCALAR: one with Wa, which has all of 16 pairs.
+template <bool SCALAR, class Memory>
 struct Reader {
-    const Memory<PARTS, ROW, SHARES>& m;
-    Ring<ROW> ring;           // rows of this lane's first pair of eight
+    const Memory& m;
+    Ring<Memory::ROW> ring;   // rows of this lane's first pair of eight
     const uint32* functions;  // of the next 16 pairs, as this lane loads eight of them
     const float4* u_t;
     float* share;
-    __device__ __forceinline__ Reader(const Memory<PARTS, ROW, SHARES>& memory, int half)
-        : m(memory), ring{{}, memory.full, memory.rows + (8 * half + 2 * (lane() & 3)) * ROW + channel()} {}
+    __device__ __forceinline__ Reader(const Memory& memory)
+        : m(memory), ring{{}, memory.full, memory.rows + (first() + 2 * (lane() & 3)) * Memory::ROW + channel()} {}
+    // of 16 pairs, the first of this warp's
+    __device__ static __forceinline__ int first() { return SCALAR ? 0 : 8 * half(); }
     // to the first pairs of a turn
-    __device__ __forceinline__ void begin(int turn, int half) {
+    __device__ __forceinline__ void begin(int turn) {
         int which = lane() >> 3, row = lane() & 7;  // of four parts of eight rows: the first, the last, what the first leave, the first
-        functions = m.of(turn) + (which == 2 ? PART : 0) + (8 * half + row) * STRIDE + 4 * swapped(row, which == 1);
-        u_t = m.turns[turn].u_t + 8 * half + 2 * (lane() & 3);
+        functions = m.of(turn) + (which == 2 ? PART : 0) + (first() + row) * STRIDE + 4 * swapped(row, which == 1);
+        u_t = m.turns[turn].u_t + first() + 2 * (lane() & 3);
         int pair = 2 * (lane() & 3) + (lane() >> 2 & 1);
-        share = m.shares + turn * SHARES;
-        if (of_scalars()) share += (4 * SCALARS + part()) * PAIRS + pair + (lane() & 8);
-        else share += 4 * (part() * PAIRS + pair + 8 * half) + 2 * (lane() >> 3 & 1) + (lane() >> 4);
+        share = m.shares_of(turn);
+        if (SCALAR) share += (4 * SCALARS + part()) * PAIRS + pair + (lane() & 8);
+        else share += 4 * (part() * PAIRS + pair + first()) + 2 * (lane() >> 3 & 1) + (lane() >> 4);
     }
     // the rows of this stage, when they are there
     __device__ __forceinline__ const float* wait() const {
@@ -144,8 +148,8 @@ struct Reader {
     }
     // when this warp has read them
     __device__ __forceinline__ void leave() { barrier_arrive(ring.full + STAGES), ring.next(); }
-    // to the next 16 pairs, of which a warp gives so many numbers each
-    __device__ __forceinline__ void next(int numbers) { functions += 16 * STRIDE, u_t += 16, share += 16 * numbers; }
+    // to the next 16 pairs, of each of which a warp gives one number or four
+    __device__ __forceinline__ void next() { functions += 16 * STRIDE, u_t += 16, share += SCALAR ? 16 : 64; }
 };
 
 // The turns of this block: a carrier's lane 4 c + q, of the first 16, has pair 16 c + 4 carrier + q, and before it the word
@@ -420,16 +424,16 @@ template <bool SCALAR>
 __device__ __forceinline__ void sum_up(const Forward& m, const uint4* matrices, float factor, int n, float* ds, float* dv, float* rest) {
     constexpr int FILTERS = SCALAR ? 1 : 1 + HAS_Y, ROW = SENT * F + 4;
     Place<TURNS> turn;
-    Reader at(m, SCALAR ? 0 : half());
+    Reader<SCALAR, Forward> at(m);
     Weights<FILTERS> c;
     float4 sums[3] = {ZERO, ZERO, ZERO};  // of the vectors, or of the scalars of two atoms
     int chunks, bin = -1;
     bool asked = turn_to(m, turn, matrices, c, SCALAR ? 0 : 1, chunks, bin);
     while (chunks) {
         const Turn& now = m.turns[turn.at];
-        at.begin(turn.at, SCALAR ? 0 : half());
+        at.begin(turn.at);
         if (asked) c.arrive((uint32)chunks >> 8);
-        for (int chunk = 0; chunk < chunks; chunk++, at.next(SCALAR ? 1 : 4)) {
+        for (int chunk = 0; chunk < chunks; chunk++, at.next()) {
             if constexpr (SCALAR) {
                 Filter a[2] = {evaluate(Functions(at.functions), c, 0), evaluate(Functions(at.functions + 8 * STRIDE), c, 0)};
                 const float* rows = at.wait();
@@ -556,7 +560,7 @@ template <bool SCALAR>
 __device__ __forceinline__ void transpose(const Backward& m, const uint4* matrices, float factor, int n, const Ends& of) {
     constexpr int FILTERS = SCALAR ? 1 : 1 + HAS_Y, ROW = 4 * F + 4, ALL = (1 + SOURCES) * F;  // what an atom has in `rest`
     Place<TURNS> turn;
-    Reader at(m, SCALAR ? 0 : half());
+    Reader<SCALAR, Backward> at(m);
     Weights<FILTERS> c;
     float4 a[2], bars[4];  // of b and y, or of a for two atoms
     Vectors own;
@@ -564,7 +568,7 @@ __device__ __forceinline__ void transpose(const Backward& m, const uint4* matric
     bool asked = turn_to(m, turn, matrices, c, SCALAR ? 0 : 1, chunks, bin);
     while (chunks) {
         const Turn& now = m.turns[turn.at];
-        at.begin(turn.at, SCALAR ? 0 : half());
+        at.begin(turn.at);
         if (asked) c.arrive((uint32)chunks >> 8);
         if (now.first) {
 #pragma unroll
@@ -577,7 +581,7 @@ __device__ __forceinline__ void transpose(const Backward& m, const uint4* matric
 #pragma unroll
             for (int k = 0; k < 4; k++) bars[k] = ZERO;
         }
-        for (int chunk = 0; chunk < chunks; chunk++, at.next(SCALAR ? 1 : 4)) {
+        for (int chunk = 0; chunk < chunks; chunk++, at.next()) {
             if constexpr (SCALAR) {
                 float d[2][2];
                 const float* rows = at.wait();
@@ -664,7 +668,7 @@ message_transpose(const float* __restrict__ pairs, const uint32* __restrict__ wo
         Turns turns(words, pairs, n, slots, capacity);
         clear_rest(turns, rest, (1 + SOURCES) * F);
         Piece pieces[] = {{p, F, 0}, {q, 3 * F, F}};
-        carry(m, turns, pieces, Maker<4>{basis, scales[1]}, [&](int k) { add_shares(m.shares + k * SHARES, m.turns[k], scales, pair_bars); });
+        carry(m, turns, pieces, Maker<4>{basis, scales[1]}, [&](int k) { add_shares(m.shares_of(k), m.turns[k], scales, pair_bars); });
     } else if (of_scalars()) transpose<true>(m, matrices, scales[0], n, of);
     else transpose<false>(m, matrices, scales[0], n, of);
 }
