@@ -9,14 +9,13 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxff import models, neighbors
 from jaxff.config import PainnConfig, StudentConfig
 from jaxff.errors import ConfigError
-from jaxff.ops.distance import accumulate_forces
+from jaxff.ops.distance import accumulate_forces, within_cutoff
 from jaxff.system import Pairs, check_structure
 from jaxff.tabulate import FilterError, tabulate
 
@@ -132,13 +131,13 @@ class Potential:
         For use under jit, vmap and grad (jax.grad runs the hand-written rules, twice by reverse mode). Arrays are of
         this potential's dtype; numbers 0 mark padding; they are not checked here.
         """
-        return _atomic_energies(self._trees, self._key, numbers, vectors, self._within_cutoff(vectors, pairs))
+        return _atomic_energies(self._trees, self._key, numbers, vectors, self._counting(vectors, pairs))
 
     def energy_of_vectors(
         self, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
     ) -> Float[Array, ""]:
         """Energy in eV: the sum of `atomic_energies_of_vectors`, faster to differentiate."""
-        return _energy(self._trees, self._key, numbers, vectors, self._within_cutoff(vectors, pairs))
+        return _energy(self._trees, self._key, numbers, vectors, self._counting(vectors, pairs))
 
     def energy_of_positions(
         self, numbers: Int[Array, "N"], positions: Float[Array, "N 3"], pairs: Pairs
@@ -161,7 +160,7 @@ class Potential:
         self, numbers: Int[Array, "N"], vectors: Float[Array, "E 3"], pairs: Pairs
     ) -> tuple[Float[Array, "N"], Float[Array, "E 3"]]:
         """Atomic energies [N] (eV) and dE/dr_e [E, 3] (eV/Å) of traced pair vectors, by the explicit chain."""
-        pairs = self._within_cutoff(vectors, pairs)
+        pairs = self._counting(vectors, pairs)
         return _energies_and_gradients(self._trees, self._key, numbers, vectors, pairs)
 
     def gradients_are_antisymmetric(self, pairs: Pairs) -> bool:
@@ -194,17 +193,9 @@ class Potential:
     def _trees(self) -> _Trees:
         return _Trees(self._tree, self._fused)
 
-    def _within_cutoff(self, vectors: Float[Array, "E 3"], pairs: Pairs) -> Pairs:
-        square = jnp.sum(jax.lax.stop_gradient(vectors) ** 2, axis=1)
-        inside = jnp.sqrt(square) <= self.config.cutoff
-        return Pairs(
-            pairs.senders,
-            pairs.receivers,
-            pairs.mask & inside,
-            pairs.num_atoms,
-            pairs.layout,
-            pairs.symmetric,
-        )
+    def _counting(self, vectors: Float[Array, "E 3"], pairs: Pairs) -> Pairs:
+        """The pairs, of which those count that are within the cutoff; the fused engine sees to that itself."""
+        return pairs if _fused_serves(self._trees, pairs) else within_cutoff(vectors, pairs, self.config.cutoff)
 
     def _prepare(
         self, z: Int[np.ndarray, "N"], r: Float[np.ndarray, "N 3"]

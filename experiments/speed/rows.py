@@ -58,9 +58,8 @@ def energies_function(architecture: str, engine: str) -> Callable[..., jax.Array
     config = model.config
 
     def plain(numbers: Any, vectors: Any, pairs: Pairs) -> jax.Array:
-        return models.reference_atomic_energies(
-            model.params, config, numbers, vectors, model._within_cutoff(vectors, pairs)
-        )
+        pairs = jaxff.ops.within_cutoff(vectors, pairs, config.cutoff)
+        return models.reference_atomic_energies(model.params, config, numbers, vectors, pairs)
 
     return plain
 

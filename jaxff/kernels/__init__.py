@@ -12,12 +12,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxff.config import PainnConfig, StudentConfig
@@ -98,7 +97,10 @@ def why_not(config: Config) -> str | None:
 
 
 def serves(pairs: Pairs) -> bool:
-    """Whether the kernels take these pairs: sums at receivers without a scatter, transposed by symmetry."""
+    """Whether the kernels take these pairs, of which those count that are within the cutoff.
+
+    They sum at receivers without a scatter, transposed by symmetry.
+    """
     return pairs.symmetric and pairs.layout != "edges"
 
 
@@ -223,7 +225,7 @@ def _of_positions(gradients: bool, tree: FusedTree, config: Config, *args: Any) 
         return chain.energies_and_position_gradients(tree.fused, config, numbers, positions, pairs, gradients)
 
     def by_vectors(tree: FusedTree, numbers: Array, positions: Array, pairs: Pairs) -> Any:
-        vectors, pairs = _vectors_within(config, positions, pairs)
+        vectors = _vectors(positions, pairs)
         energies, by_pairs = _of_vectors(gradients, tree, config, numbers, vectors, pairs)
         return energies, -accumulate_forces(by_pairs, pairs, antisymmetric=True) if gradients else None
 
@@ -244,16 +246,13 @@ def _transpose_of_positions(
     tree: FusedTree, config: Config, numbers: Array, positions: Array, pairs: Pairs, bar: Array
 ) -> Array:
     def of_vectors(positions: Array) -> Array:
-        return energy(tree, config, numbers, *_vectors_within(config, positions, pairs))
+        return energy(tree, config, numbers, _vectors(positions, pairs), pairs)
 
     return jax.vjp(jax.grad(of_vectors), positions)[1](bar)[0]
 
 
-def _vectors_within(config: Config, positions: Array, pairs: Pairs) -> tuple[Array, Pairs]:
-    """Pair vectors, and the pairs, of which those count that are within the cutoff."""
-    vectors = pairs.at_senders(positions) - pairs.at_receivers(positions)
-    inside = jnp.sqrt(jnp.sum(jax.lax.stop_gradient(vectors) ** 2, axis=1)) <= config.cutoff
-    return vectors, replace(pairs, mask=pairs.mask & inside)
+def _vectors(positions: Array, pairs: Pairs) -> Array:
+    return pairs.at_senders(positions) - pairs.at_receivers(positions)
 
 
 _BY_VECTORS = _Way(_of_vectors, _transpose_of_vectors)
@@ -286,7 +285,7 @@ def _vector_gradients(
     config: Config, residuals: Any, tree: FusedTree, numbers: Array, vectors: Array, pairs: Pairs, e_bar: Array
 ) -> Float[Array, "E 3"]:
     """Of Σ ē_i E_i."""
-    return _backward(config, tree, residuals, numbers, pairs, e_bar)
+    return _backward(config, tree, residuals, numbers, vectors, pairs, e_bar)
 
 
 def _vector_gradients_fwd(config: Config, residuals: Any, *rest: Any) -> tuple[Array, tuple[Any, ...]]:
@@ -312,10 +311,11 @@ def _forward(config: Config, *args: Any) -> tuple[Array, Any]:
 
 
 def _backward(config: Config, *args: Any) -> Float[Array, "E 3"]:
-    """chain.backward(tree, config, residuals, numbers, pairs, e_bar, launch)."""
+    """chain.backward(tree, config, residuals, numbers, vectors, pairs, e_bar, launch)."""
 
-    def run(launch: Launch, tree: FusedTree, kept: Any, numbers: Array, pairs: Pairs, e_bar: Array) -> Any:
-        return chain.backward(tree.fused, config, kept, numbers, pairs, e_bar, _by_count(launch, tree, pairs))
+    def run(launch: Launch, tree: FusedTree, kept: Any, numbers: Array, *rest: Any) -> Any:
+        vectors, pairs, e_bar = rest
+        return chain.backward(tree.fused, config, kept, numbers, vectors, pairs, e_bar, _by_count(launch, tree, pairs))
 
     return _one_or_many(run, config, args[-2], args, MANY_BACK)
 

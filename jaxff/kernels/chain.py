@@ -64,7 +64,7 @@ def forward(
     launch: Launch,
 ) -> tuple[Float[Array, "N"], Any]:
     """Atomic energies with what `backward` needs besides the arguments."""
-    geometry = _arranged(_geometry(vectors, pairs, tree, config), len(numbers), tree, launch)
+    geometry = _arranged(None, vectors, pairs, tree, config, launch)
     step, last = _step(tree, config, geometry, launch), config.num_interactions - 1
     model, state, saved = step.model, {"s": [tree["embedding"]["table"][numbers]]}, []
     heard = _first(step, tree, numbers)
@@ -98,13 +98,14 @@ def backward(
     config: Config,
     residuals: Any,
     numbers: Int[Array, "N"],
+    vectors: Float[Array, "E 3"],
     pairs: Pairs,
     e_bar: Float[Array, "N"] | None,
     launch: Launch,
 ) -> Float[Array, "E 3"]:
     """Antisymmetrised gradients of Σ ē_i E_i (None: ē = 1) by the pair vectors."""
     (_, places), (saved, s_bar, v_bar), repulsion = residuals
-    geometry = _arranged(Geometry(jnp.asarray(pairs.senders, jnp.int32), places), len(numbers), tree, launch)
+    geometry = _arranged(places, vectors, pairs, tree, config, launch)
     e_bar = None if e_bar is None else jnp.where(numbers > 0, e_bar, 0)
     step, pair_bars = _step(tree, config, geometry, launch), list[Any]()
     if not step.launch.parts:  # or XLA would save what forward and backward both compute, which soon comes to more
@@ -161,7 +162,7 @@ def energies_and_gradients(
     if not launch.one:
         made, residuals = forward(tree, config, numbers, vectors, pairs, launch)
         launch = launch if launch.parts else launch._replace(block=back[0], slots=back[1])
-        return made, backward(tree, config, residuals, numbers, pairs, None, launch)
+        return made, backward(tree, config, residuals, numbers, vectors, pairs, None, launch)
     from jaxff.kernels.cuda import one
 
     geometry = _geometry(vectors, pairs, tree, config)
@@ -341,37 +342,46 @@ def has_repulsion(config: Config) -> bool:
 
 def _geometry(vectors: Array, pairs: Pairs, tree: Params, config: Config) -> Geometry:
     """Places of pairs. Behind the barrier nothing reads the vectors, so that XLA makes all of it in one kernel."""
-    x, y, z = vectors.T
-    d, u = _distance(x, y, z, _epsilon(config))
-    intervals = tree["interaction_0"]["table"].shape[0]
+    x, y, z = vectors.T  # by components: a sum over an axis is a kernel of its own to XLA
+    square, epsilon = x * x + y * y + z * z, _epsilon(config)
+    d, counts = safe_root(square), pairs.mask & (jnp.sqrt(square) <= config.cutoff)
+    u = [divide_or_zero(c, d + epsilon) for c in (x, y, z)]
     place = jnp.clip(d, 0, config.cutoff) * _intervals_per_angstrom(tree, config)
-    interval = jnp.clip(place.astype(jnp.int32), 0, intervals - 1)
+    interval = jnp.clip(place.astype(jnp.int32), 0, _intervals(tree) - 1)
     t = place - interval.astype(d.dtype)
-    places = jnp.stack([t, pairs.mask.astype(d.dtype), *u, interval.astype(d.dtype)])
-    return Geometry(jnp.asarray(pairs.senders, jnp.int32), jax.lax.optimization_barrier(places))
+    places = jnp.stack([t, counts.astype(d.dtype), *u, interval.astype(d.dtype)])
+    return Geometry(_senders(pairs), jax.lax.optimization_barrier(places))
 
 
-def _distance(x: Array, y: Array, z: Array, epsilon: float) -> tuple[Array, list[Array]]:
-    """As distance_reference, by components: a sum over an axis is a kernel of its own to XLA."""
-    d = safe_root(x * x + y * y + z * z)
-    return d, [divide_or_zero(c, d + epsilon) for c in (x, y, z)]
+def _senders(pairs: Pairs) -> Array:
+    return jnp.asarray(pairs.senders, jnp.int32)
 
 
-def _arranged(geometry: Geometry, num_atoms: int, tree: Params, launch: Launch) -> Any:
-    """The geometry as the messages' route wants it."""
-    if launch.route == "packs":
-        from jaxff.kernels.cuda import packs
+def _arranged(places: Any, vectors: Array, pairs: Pairs, tree: Params, config: Config, launch: Launch) -> Any:
+    """The geometry as the messages' route wants it, with its places or None.
 
-        return packs.arranged(geometry, num_atoms, tree["packs"][0])
-    if launch.route != "cuda":
+    What was made before in the same program is not made again: kernels' calls that are alike are one to XLA.
+    """
+    if launch.route == "cuda":
+        from jaxff.kernels.cuda import engine
+
+        reach = _intervals(tree), config.cutoff, _epsilon(config)
+        return engine.arranged(vectors, pairs, tree["cuda"]["filters"][0], *reach)
+    known = places is not None
+    geometry = Geometry(_senders(pairs), places) if known else _geometry(vectors, pairs, tree, config)
+    if launch.route != "packs":
         return geometry
-    from jaxff.kernels.cuda import engine
+    from jaxff.kernels.cuda import packs
 
-    return engine.arranged(geometry, num_atoms, tree["cuda"]["filters"][0])
+    return packs.arranged(geometry, pairs.num_atoms, tree["packs"][0])
+
+
+def _intervals(tree: Params) -> int:
+    return int(tree["interaction_0"]["table"].shape[0])
 
 
 def _intervals_per_angstrom(tree: Params, config: Config) -> float:
-    return tree["interaction_0"]["table"].shape[0] / config.cutoff
+    return _intervals(tree) / config.cutoff
 
 
 def _distances(geometry: Geometry, tree: Params, config: Config) -> Float[Array, "E"]:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxff import models
 from jaxff.models.parameters import Params
+from jaxff.ops import within_cutoff
 from jaxff.system import Pairs
 
 
@@ -29,6 +30,7 @@ def transpose(
     The vectors' cotangent is antisymmetrised too: vectors come antisymmetric from positions, so that changes nothing,
     and whoever sums it at the receivers alone gets the same.
     """
+    pairs = within_cutoff(vectors, pairs, config.cutoff)
 
     def gradients(vectors: Array, e_bar: Array | None) -> Array:
         def energy(r: Array) -> Array:

@@ -1,6 +1,6 @@
 """Pure functions with their gradients by hand: the primal, its reference, and its rule stand side by side."""
 
-from jaxff.ops.distance import accumulate_forces, distance
+from jaxff.ops.distance import accumulate_forces, distance, within_cutoff
 from jaxff.ops.message import gated_message, message
 from jaxff.ops.mlp import Dense, mlp
 from jaxff.ops.radial import (
@@ -37,5 +37,6 @@ __all__ = [
     "mlp",
     "readout",
     "update",
+    "within_cutoff",
     "zbl",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -64,6 +65,12 @@ def distance_bwd(
 
 
 distance.defvjp(distance_fwd, distance_bwd)
+
+
+def within_cutoff(vectors: Float[Array, "E 3"], pairs: Pairs, cutoff: float) -> Pairs:
+    """The pairs, of which those count that did and are within the cutoff (Å), inclusive; no derivative passes."""
+    square = jnp.sum(jax.lax.stop_gradient(vectors) ** 2, axis=1)
+    return replace(pairs, mask=pairs.mask & (jnp.sqrt(square) <= cutoff))
 
 
 def accumulate_forces(

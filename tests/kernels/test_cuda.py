@@ -118,12 +118,37 @@ class RandomPairs:
             self.u = np.stack([np.where(lower, z, -z).reshape(n, slots) for z in u])
         places = np.concatenate([np.stack([x, self.mask]), self.u, interval[None]]).reshape(6, -1)
         self.geometry = Geometry(jnp.asarray(self.senders.reshape(-1), jnp.int32), jnp.asarray(places, jnp.float32))
+        self.table, self.f = table, f
+        self._evaluate(x, interval)
+
+    def _evaluate(self, x: Any, interval: Any) -> None:
+        table, (n, slots) = self.table, self.mask.shape
         x = x.astype(np.float64)[..., None]
         c0, c1, c2, c3 = (table[interval, k] for k in range(4))
         values, slopes = c0 + x * (c1 + x * (c2 + x * c3)), c1 + x * (2 * c2 + 3 * x * c3)
         self.filters, self.slopes = (
-            (z * self.mask[..., None]).reshape(n, slots, -1, f).transpose(2, 0, 1, 3) for z in (values, slopes)
+            (z * self.mask[..., None]).reshape(n, slots, -1, self.f).transpose(2, 0, 1, 3) for z in (values, slopes)
         )
+
+    def arranged(self, filters: Any, cutoff: float = 4.0, epsilon: float = 0.125) -> engine.Arranged:
+        """By the kernel, of vectors, some of which are beyond the cutoff or zero: its places are these pairs' then."""
+        (n, slots), intervals = self.mask.shape, len(self.table)
+        t, _, *u, interval = np.asarray(self.geometry.places, np.float64)
+        d = (t + interval) * (cutoff / intervals)
+        d[::29], d[::31], d[5] = 1.1 * cutoff, 0, cutoff
+        vectors = (np.stack(u) / np.linalg.norm(u, axis=0) * d).T.astype(np.float32)
+        pairs = Pairs(self.senders.reshape(-1), np.repeat(np.arange(n), slots), self.mask.reshape(-1), n, "slots", True)
+        made = engine.arranged(jnp.asarray(vectors), pairs, filters, intervals, cutoff, epsilon)
+        t, counts, *u, interval = np.asarray(made.places, np.float64)
+        np.testing.assert_allclose(t + interval, np.minimum(d, cutoff) / cutoff * intervals, atol=2e-5)
+        np.testing.assert_allclose(np.stack(u).T, vectors / (d + epsilon)[:, None], atol=2e-7)
+        assert t.min() >= 0 and t.max() <= 1 and set(interval) <= set(range(intervals))
+        exactly = d == cutoff  # by one rounding within or beyond it
+        np.testing.assert_array_equal(counts[~exactly], (self.mask.reshape(-1) & (d <= cutoff))[~exactly])
+        self.geometry, self.mask = made, counts.reshape(n, slots) > 0
+        self.u = np.stack(u).reshape(3, n, slots)
+        self._evaluate(t.astype(np.float32).reshape(n, slots), interval.astype(int).reshape(n, slots))
+        return made
 
     def sums(self, a: Any, b: Any, y: Any, p: Any, q: Any) -> tuple[Any, ...]:
         """Δs, Δv, ā, b̄, ȳ of the sources, which may lack y, and the halves [4, N, M] (jaxff.kernels.message)."""
@@ -154,7 +179,7 @@ def single(z: Any) -> Any:
 
 
 def close(got: Any, expected: Any) -> None:
-    np.testing.assert_allclose(got, expected, rtol=0, atol=5e-7 * np.abs(expected).max())
+    np.testing.assert_allclose(got, expected, rtol=0, atol=6e-7 * np.abs(expected).max())
 
 
 def close_to_joined(got: Any, halves_of_pairs: Any) -> None:
@@ -191,7 +216,7 @@ def test_turns_are_full() -> None:
     bins, width = len(filters["matrices"]), width_of(filters)
     assert bins > 4
     pairs = RandomPairs(rng, n, slots, table, 16)
-    arranged = engine.arranged(pairs.geometry, n, filters)
+    arranged = pairs.arranged(filters)
     words = np.asarray(arranged.turns).view(np.uint32).astype(int)
     order = np.asarray(arranged.pairs)[5].view(np.int32).reshape(n, slots)
     intervals = np.asarray(pairs.geometry.places)[5].reshape(n, slots)
@@ -271,7 +296,7 @@ def test_messages_of_many_pairs(
     if has_b and has_y:
         in_one, b, y = packed(*sources)
         sources = Sources(sources.a, single(b), single(y))
-    geometry = engine.arranged(pairs.geometry, n, filters)
+    geometry = pairs.arranged(filters)
     cotangents = single(p), single(q)
     both = [
         (engine.message(s, filters, geometry), engine.message_transpose(s, cotangents, filters, geometry))

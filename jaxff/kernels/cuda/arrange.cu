@@ -19,22 +19,37 @@ __device__ __forceinline__ int over_group(int x, bool largest) {  // of lanes th
     return x;
 }
 
+// vectors: [3, E]; counting: which pairs are to count, if within the cutoff; cutoff, per_angstrom, epsilon: in Å, the table's
+// intervals in one, ε of directions u = r / (d + ε), as words.
+// places: rows [t, whether it counts, u_xyz, interval], as jaxff.kernels.chain makes them for other kernels.
 // pairs: rows [t, u_xyz, sender, interval and slot] in the order of intervals, those that don't count last.
 // turns: [groups, capacity, GROUP], of each atom: its first pair (16 bits), how many pairs (4), how many times two of
 // the eight atoms at most (3), whether it is their last turn (1), bin (8).
 extern "C" __global__ void __launch_bounds__(32 * WARPS)
-arrange(const int* __restrict__ senders, const float* __restrict__ places, int n, int slots, int capacity,
-        float* __restrict__ pairs, uint32* __restrict__ turns) {
-    SHARED(int, shared);  // interval and slot of each pair, as one number; intervals in order: [GROUP, padded] both; turns
-    int* memory = in_register(shared);
-    int all = n * slots, padded = (slots + 3) / 4 * 4;
+arrange(const int* __restrict__ senders, const float* __restrict__ vectors, const unsigned char* __restrict__ counting,
+        int n, int slots, int capacity, int intervals, int cutoff, int per_angstrom, int epsilon,
+        float* __restrict__ places, float* __restrict__ pairs, uint32* __restrict__ turns) {
+    SHARED(float4, shared);  // [GROUP, padded] t and u of pairs; senders; interval and slot, as one number; intervals in order; turns
+    float4* t_u = in_register(shared);
+    int all = n * slots, padded = (slots + 3) / 4 * 4, *sending = (int*)(t_u + GROUP * padded), *memory = sending + GROUP * padded;
     for (int local = warp(); local < GROUP; local += WARPS) {
         int *mine = memory + local * padded, atom = block() * GROUP + local;
         for (int slot = lane(); slot < padded; slot += 32) {
-            int e = atom * slots + slot;
-            float mask = 0.f, interval = 0.f;
-            if (atom < n && slot < slots) mask = places[all + e], interval = places[5 * all + e];
-            mine[slot] = (mask > 0.f ? (int)interval : NO_PAIR) << 16 | slot;
+            int key = NO_PAIR;
+            if (atom < n && slot < slots) {
+                int e = atom * slots + slot;
+                float r[3] = {vectors[e], vectors[all + e], vectors[2 * all + e]}, square = r[0] * r[0] + r[1] * r[1] + r[2] * r[2];
+                float d = root(square), longer = d + as_float(epsilon), shrink = longer != 0.f ? 1.f / longer : 0.f;
+                float place = min(d, as_float(cutoff)) * as_float(per_angstrom);
+                int interval = min((int)place, intervals - 1), to = local * padded + slot;
+                bool counts = counting[e] && d <= as_float(cutoff);
+                t_u[to] = make_float4(place - interval, shrink * r[0], shrink * r[1], shrink * r[2]), sending[to] = senders[e];
+                places[e] = t_u[to].x, places[all + e] = counts, places[5 * all + e] = interval;
+#pragma unroll
+                for (int k = 0; k < 3; k++) places[(2 + k) * all + e] = shrink * r[k];
+                if (counts) key = interval;
+            }
+            mine[slot] = key << 16 | slot;
         }
     }
     sync_warp();
@@ -55,11 +70,10 @@ arrange(const int* __restrict__ senders, const float* __restrict__ places, int n
                 if (slot + 32 * i >= padded) continue;
                 ordered[rank[i]] = key[i] >> 16;
                 if (atom >= n || slot + 32 * i >= slots) continue;
-                int e = atom * slots + slot + 32 * i, to = atom * slots + rank[i];
-                pairs[to] = places[e];
-#pragma unroll
-                for (int k = 1; k < 4; k++) pairs[k * all + to] = places[(k + 1) * all + e];
-                pairs[4 * all + to] = (float)senders[e], pairs[5 * all + to] = as_float(key[i]);
+                int from = local * padded + slot + 32 * i, to = atom * slots + rank[i];
+                float4 x = t_u[from];
+                pairs[to] = x.x, pairs[all + to] = x.y, pairs[2 * all + to] = x.z, pairs[3 * all + to] = x.w;
+                pairs[4 * all + to] = (float)sending[from], pairs[5 * all + to] = as_float(key[i]);
             }
         }
     }

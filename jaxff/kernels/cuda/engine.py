@@ -19,6 +19,7 @@ from jaxff.kernels.cuda.filters import SLOTS, of_bins, of_elements, step_between
 from jaxff.kernels.cuda.matrices import halves, unequal
 from jaxff.kernels.message import Geometry, Lengths, Sources
 from jaxff.models.parameters import Params
+from jaxff.system import Pairs
 
 Config = StudentConfig | PainnConfig
 CHANNELS = range(
@@ -32,7 +33,7 @@ STAGES, TURNS, CARRIERS = 6, 4, 4  # of message.cu: of its ring, at most; in sha
 ATOMS = 16  # that tiles.cu and cut.cu take at once
 OWN = 32, 16  # channels of a block of cut.cu: fewer where that leaves multiprocessors idle
 ELEMENTS, SLOTS_OF_ELEMENTS = 128, 1024  # of first.cu, and how many slots an atom may have
-AT_ONCE, CHOSEN = 4, 64  # pairs of first.cu; those of an atom whose places are in shared memory
+AT_ONCE, CHOSEN = 8, 64  # pairs of first.cu; those of an atom whose places are in shared memory
 SHARED_OF_ELEMENTS = 74 * 1024  # of a block, of which a multiprocessor has three
 ATOMS_OF_WHOLE = 8  # that a block of pairs.cu serves
 JOINING = 1024  # threads of a block of join.cu, which each add one or two float4
@@ -94,17 +95,29 @@ class Arranged(NamedTuple):
     turns: Array  # words, [groups of atoms, turns, 8]
 
 
-def arranged(geometry: Geometry, num_atoms: int, filters: Any) -> Arranged:
-    """What `message` and its transpose need of the pairs, with filters as `prepare` makes them."""
-    slots = geometry.senders.shape[0] // num_atoms
-    bins, width = len(filters["matrices"]), width_of(filters)
-    step, groups = step_between(width), -(-num_atoms // GROUP)
+def arranged(
+    vectors: Float[Array, "E 3"], pairs: Pairs, filters: Any, intervals: int, cutoff: float, epsilon: float
+) -> Arranged:
+    """What `message` and its transpose need of pair vectors in slots, with filters as `prepare` makes them.
+
+    Those of `pairs` count that are within the cutoff (Å), which the table's intervals divide; u = r / (d + ε).
+    """
+    senders, n, e = jnp.asarray(pairs.senders, jnp.int32), pairs.num_atoms, len(vectors)
+    slots, bins, width = e // n, len(filters["matrices"]), width_of(filters)
+    step, groups = step_between(width), -(-n // GROUP)
     capacity = slots + bins  # turns of c times 16 pairs have 2 c - 1 of some atom, and up to four stand together
     defines = ("BIN", width), ("STEP", step), ("BINS", bins), ("WARPS", WARPS_OF_GROUP)
-    source, shared = launch.read("device.cu", "arrange.cu"), 4 * GROUP * (2 * (slots + 3) + capacity)
+    source, shared = launch.read("device.cu", "arrange.cu"), 4 * GROUP * (7 * (slots + 3) + capacity)
     kernel = launch.Kernel("arrange", source, defines, 32 * WARPS_OF_GROUP, shared)
-    shapes = (6, num_atoms * slots), (groups, capacity, GROUP)
-    return Arranged(*geometry, *launch.call(kernel, geometry, (num_atoms, slots, capacity), shapes, groups))
+    shapes = (6, e), (6, e), (groups, capacity, GROUP)
+    integers = n, slots, capacity, intervals, *_words(cutoff, intervals / cutoff, epsilon)
+    arrays = senders, vectors.T, jnp.asarray(pairs.mask)
+    return Arranged(senders, *launch.call(kernel, arrays, integers, shapes, groups))
+
+
+def _words(*numbers: float) -> list[int]:
+    """In float32, as kernels take them among integers."""
+    return [int(np.float32(x).view(np.int32)) for x in numbers]
 
 
 class Parted(NamedTuple):
@@ -250,7 +263,7 @@ def whole(
     defines = ("WARPS", ATOMS_OF_WHOLE), ("SLOTS", e // num_atoms)
     source = f"#define EACH_ARRAY(x) {arrays}\n" + launch.read("device.cu", "pairs.cu")
     kernel = launch.Kernel("whole", source, defines, 32 * ATOMS_OF_WHOLE, 0)
-    integers = num_atoms, *(int(np.float32(x).view(np.int32)) for x in lengths)
+    integers = num_atoms, *_words(*lengths)
     blocks = -(-num_atoms // ATOMS_OF_WHOLE)
     return launch.call(kernel, (*geometry[:2], *pair_bars), integers, [(3, e)], blocks)[0]
 
@@ -298,11 +311,12 @@ def _first_kernel(name: str, f: int, functions: int, has_b: bool, slots: int, be
     rank = whole_products(functions)
 
     def shared_with(batch: int) -> int:
-        rows, chosen = batch + 3 * (batch if has_b else 1), 5 * ATOMS * CHOSEN
-        sums = 2 * rows * ATOMS * (rank // 2 + 4) + chosen
-        above = max(8 * ATOMS * (f // 2 + 4), chosen) + rows * ATOMS * rank + 2 * ATOMS
-        words = (sums if name == "first_message" else above) + (ATOMS + 1) * batch + ELEMENTS
-        return 4 * words + ATOMS * (2 * (slots + AT_ONCE * batch) + slots)
+        rows, chosen = 4 * batch if has_b else batch + 3, 5 * ATOMS * CHOSEN
+        row_of_halves = rank // 2 + 4
+        sums = 2 * ATOMS * (rows * row_of_halves + 4 * (rows % 2 == 0)) + chosen
+        above = max(8 * ATOMS * (f // 2 + 4), chosen) + rows * (ATOMS * rank + 4) + 2 * ATOMS
+        words = (sums if name == "first_message" else above) + ATOMS + batch + ELEMENTS
+        return 4 * words + ATOMS * (2 * (slots + AT_ONCE) + slots)
 
     batch = next(k for k in (4, 2, 1) if k == 1 or shared_with(k) <= SHARED_OF_ELEMENTS)
     shared = shared_with(batch)

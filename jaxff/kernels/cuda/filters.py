@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from jaxff.kernels.cuda.matrices import apart, as_first, halves, of_lanes, power_of_two, unequal
 
+HIGH = 256.0  # times 64: as high as functions of first.cu are, which pass through halves
 RANKS = range(2, 65, 2)  # of first.cu: as many as fill sectors of 32 bytes
 VALUES, SLOPES = 1e-7, 1e-6  # of the largest filter, and of the largest slope: what few functions may leave out
 IN_BINS = 5e-7, 5e-6  # likewise, with what products of halves leave out
@@ -207,11 +208,13 @@ def of_elements(
     by_elements = [x[:, None] * c for x, c in zip(sent, parts, strict=True)]  # [Z, K, F]
     there = [x.swapaxes(0, 1).reshape(x.shape[1], -1) for x in by_elements]  # their columns beside each other
     back = [x.transpose(2, 0, 1).reshape(f, -1) for x in by_elements]
-    matrices, factors = zip(*(halves(x) for x in (*there, *back)), strict=True)
+    matrices, factors = zip(*(halves(x / HIGH) for x in (*there, *back)), strict=True)
+    basis = HIGH * basis
+    slope = power_of_two(float(np.max(np.abs(basis[:, 1]))), 64.0 * HIGH)
     return {
         "basis": np.pad(basis.transpose(0, 2, 1), ((1, 0), (0, 0), (0, 0))).astype(np.float32),
         "matrices": list(matrices),
-        "factors": unequal(factors),
+        "factors": unequal([*factors, slope, 1 / slope]),
     }
 
 

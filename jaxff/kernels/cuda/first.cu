@@ -3,21 +3,24 @@
 //     Δv_i = sum_z b_z sum_k C_bk V_zk,  V_zk the same with B_k(r) u;
 // and of each pair, with P_zk = sum_f C_akf a_zf p_if and Q_zk = sum_f C_bkf b_zf q_if,
 //     D = sum_k B_k'(r) (P_zk + u.Q_zk),  U = sum_k B_k(r) Q_zk.
-// So a pair costs FUNCTIONS instead of filters; products with C are of atoms. A block has 16 atoms (tiles.cu), a
-// warp some of them; of four pairs at a time eight lanes have one each, a lane every eighth function of the distance. Some
-// elements at once, so that products wait for each other rarely.
+// So a pair costs FUNCTIONS instead of filters; products with C are of atoms. A block has 16 atoms (tiles.cu), a warp some
+// of them. Of an atom tensor cores sum over eight pairs at a time: [S_z, V_z] of BATCH elements are the product of 1 and u
+// of pairs, in the rows of their elements, with B of pairs; D and U are of the products of P_z and Q_z with B' and B.
 // Defined from outside: F, FUNCTIONS, HAS_B; BATCH: elements at once; BESIDE: whether D and U of a pair lie side by side.
 #define K ((FUNCTIONS + 15) / 16 * 16)  // as products take them: the last ones are zero
-#define EACH_LANE ((FUNCTIONS + 7) / 8)  // functions
-#define AHEAD (EACH_LANE <= 4)           // whether there is room to ask for the next pairs' functions early
+#define TILES ((FUNCTIONS + 7) / 8)     // of functions
+#define WORDS_OF_LANE ((FUNCTIONS + 7) / 8)  // of two functions, where four lanes share those of a pair
+#define AHEAD (FUNCTIONS <= 24)         // whether there is room to ask for the next pairs' functions early
 #define ROUNDS ((ATOMS + GROUPS - 1) / GROUPS)
-#define STRIDE (K / 2 + 4)  // words of a row of K halves in shared memory
-#define SMALL (ATOMS * STRIDE)
+#define ROWS (HAS_B ? 4 * BATCH : BATCH + 3)    // of sums of an atom: [S, V_xyz] of each element, or S of each and V_xyz of all
+#define STRIDE (K / 2 + 4)                      // words of a row of K halves in shared memory
+#define SUMS (ROWS * STRIDE + 4 * (ROWS % 2 == 0))  // of an atom's rows: no two lanes share a bank
+#define ABOVE (ATOMS * K + 4)                   // numbers of a row of P and Q of all atoms, likewise
 #define ELEMENTS 128
-#define OF_B (HAS_B ? BATCH : 1)  // of vectors
-#define AT_ONCE 4  // pairs
+#define AT_ONCE 8  // pairs
 #define CHOSEN 64  // pairs of an atom whose places are in shared memory
 #define NONE 0xffff
+#define NO_ELEMENT 15  // of the batch
 
 __device__ __forceinline__ int place_of_bar(int pair, int row, int all) { return BESIDE ? 4 * pair + row : row * all + pair; }
 
@@ -28,18 +31,18 @@ struct Pairs {
     const float4* basis;
     int n, slots;
     float4* chosen;           // [ATOMS, CHOSEN] t and u of pairs in their order
-    int* bytes;               // likewise where their functions are: 0 for none, where zeros are
-    int* ends;                // [ATOMS, BATCH] of elements, where their pairs end in that order
+    int* bytes;               // likewise where their functions are, 0 for none, where zeros are; and which of the batch sends
+    int* count;               // [ATOMS] of pairs in that order
     int* batch;               // the elements, ELEMENTS for none
     int* sending;             // by element, whether one sends
-    unsigned short* order;    // [ATOMS, slots + AT_ONCE BATCH] slots of pairs by elements, filled up to AT_ONCE of each with NONE
+    unsigned short* order;    // [ATOMS, slots + AT_ONCE] slots of pairs, and which of the batch sends; filled up with NONE
     unsigned char* elements;  // [ATOMS, slots] 1 + z, 0 for pairs that don't count
 
     // reads the elements; pair_bars: set to 0 for pairs that don't count
     __device__ Pairs(const int* numbers, const int* s, const float* p, const float4* b, int n, int slots, void* memory, void* for_chosen,
                      float* pair_bars) : senders(s), places(p), basis(b), n(n), slots(slots) {
         chosen = (float4*)for_chosen, bytes = (int*)(chosen + ATOMS * CHOSEN);
-        ends = (int*)memory, batch = ends + ATOMS * BATCH, sending = batch + BATCH;
+        count = (int*)memory, batch = count + ATOMS, sending = batch + BATCH;
         order = (unsigned short*)(sending + ELEMENTS), elements = (unsigned char*)(order + ATOMS * row());
         for (int k = thread(); k < ELEMENTS; k += THREADS) sending[k] = 0;
         sync();
@@ -67,7 +70,7 @@ struct Pairs {
         }
         sync();
     }
-    __device__ __forceinline__ int row() const { return slots + AT_ONCE * BATCH; }
+    __device__ __forceinline__ int row() const { return slots + AT_ONCE; }
     // the next element that sends, or ELEMENTS
     __device__ __forceinline__ int after(int z) const {
         for (int k = (z + 1) / 32; k < ELEMENTS / 32; k++) {
@@ -81,113 +84,134 @@ struct Pairs {
     __device__ void choose(const int (&z)[BATCH]) const {
         for (int local = warp(); local < ATOMS; local += GROUPS) {
             const unsigned char* of = elements + local * slots;
-            int count[BATCH] = {}, before = 0;
-            for (int begin = 0; begin < slots; begin += 32) {
-                int found = begin + lane() < slots ? of[begin + lane()] : 0;
-#pragma unroll
-                for (int k = 0; k < BATCH; k++) count[k] += ones(lanes_where(found == z[k] + 1));
-            }
             unsigned short* at = order + local * row();
-#pragma unroll
-            for (int k = 0; k < BATCH; k++) {
-                int whole = (count[k] + AT_ONCE - 1) / AT_ONCE * AT_ONCE;
-                if (lane() < whole - count[k]) at[before + count[k] + lane()] = NONE;
-                count[k] = before, before += whole;
-                if (lane() == 0) ends[local * BATCH + k] = before;
-            }
+            int found = 0;
             for (int begin = 0; begin < slots; begin += 32) {
-                int found = begin + lane() < slots ? of[begin + lane()] : 0;
+                int element = begin + lane() < slots ? of[begin + lane()] - 1 : -1, which = NO_ELEMENT;
 #pragma unroll
-                for (int k = 0; k < BATCH; k++) {
-                    uint32 lanes = lanes_where(found == z[k] + 1);
-                    if (found == z[k] + 1) at[count[k] + ones(lanes & ((1u << lane()) - 1))] = (unsigned short)(begin + lane());
-                    count[k] += ones(lanes);
-                }
+                for (int k = 0; k < BATCH; k++)
+                    if (element == z[k]) which = k;
+                uint32 lanes = lanes_where(which != NO_ELEMENT);
+                if (which != NO_ELEMENT) at[found + ones(lanes & ((1u << lane()) - 1))] = (unsigned short)(begin + lane() | which << 12);
+                found += ones(lanes);
             }
+            int whole = (found + AT_ONCE - 1) / AT_ONCE * AT_ONCE;
+            if (lane() < whole - found) at[found + lane()] = NONE;
+            if (lane() == 0) count[local] = whole;
         }
         sync_warp();
     }
-    // places of CHOSEN / 2 of an atom's pairs, which are asked for first
+    __device__ __forceinline__ int slot_of(int local, int place) const {  // NONE at least: no pair
+        int entry = order[local * row() + place];
+        return entry == NONE ? NONE : entry & 0xfff;
+    }
+    // places of CHOSEN / 2 of an atom's pairs, which are asked for first; where no pair is, those of another
     struct Places {
         float4 t_u;
-        float interval;  // -1: no pair
+        float interval;
+        int entry;
     };
     __device__ __forceinline__ Places ask(int local, int from) const {
-        int all = n * slots, entry = from + lane();
-        int slot = entry < ends[local * BATCH + BATCH - 1] ? order[local * row() + entry] : NONE;
-        Places r = {make_float4(0.f, 0.f, 0.f, 0.f), -1.f};
-        if (slot == NONE) return r;
-        const float* at = places + (block() * ATOMS + local) * slots + slot;
-        return {make_float4(at[0], at[2 * all], at[3 * all], at[4 * all]), at[5 * all]};
+        int all = n * slots, place = from + lane(), entry = place < count[local] ? order[local * row() + place] : NONE;
+        const float* at = places + (entry == NONE ? 0 : (block() * ATOMS + local) * slots + (entry & 0xfff));
+        return {make_float4(at[0], at[2 * all], at[3 * all], at[4 * all]), at[5 * all], entry};
     }
     __device__ __forceinline__ void keep(int local, int from, const Places& x) const {
         int to = local * CHOSEN + (from + lane()) % CHOSEN;
-        chosen[to] = x.t_u, bytes[to] = (1 + (int)x.interval) * FUNCTIONS * 16;
+        chosen[to] = x.t_u, bytes[to] = x.entry == NONE ? NO_ELEMENT : (1 + (int)x.interval) * FUNCTIONS * 16 | x.entry >> 12;
     }
     // what `each` needs to begin with, of all of this warp's atoms, so that nothing is waited for one by one
     __device__ __forceinline__ void begin_all() const {
         Places found[ROUNDS][2];
 #pragma unroll
         for (int m = 0; m < 2 * ROUNDS; m++)
-            if (warp() + m / 2 * GROUPS < ATOMS) found[m / 2][m % 2] = ask(warp() + m / 2 * GROUPS, m % 2 * CHOSEN / 2);
+            if (has_local(m / 2)) found[m / 2][m % 2] = ask(warp() + m / 2 * GROUPS, m % 2 * CHOSEN / 2);
 #pragma unroll
         for (int m = 0; m < 2 * ROUNDS; m++)
-            if (warp() + m / 2 * GROUPS < ATOMS) keep(warp() + m / 2 * GROUPS, m % 2 * CHOSEN / 2, found[m / 2][m % 2]);
+            if (has_local(m / 2)) keep(warp() + m / 2 * GROUPS, m % 2 * CHOSEN / 2, found[m / 2][m % 2]);
         sync_warp();
     }
+    __device__ static __forceinline__ bool has_local(int round) { return ATOMS % GROUPS == 0 || warp() + round * GROUPS < ATOMS; }
+    // cubics of a function and those behind it, of a pair
+    __device__ __forceinline__ const float4* functions(int bytes, int first) const {
+        return (const float4*)((const char*)(basis + first) + (bytes & ~15));
+    }
 };
 
-// B of this lane's pair of AT_ONCE: cubics of every eighth function
+// [k, row] of a product's rows of an atom, of which a lane has lane / 4 and that plus 8: which of the batch and which component,
+// 0 of a scalar, 1 to 3 of a vector. Without b the rows are S of four elements, none, V_xyz of all, and no more.
+__device__ __forceinline__ int element_of(int k) { return HAS_B ? lane() / 16 + 2 * k : lane() / 4; }
+__device__ __forceinline__ int component() { return HAS_B ? lane() / 4 % 4 : max(lane() / 4 - 4, 0); }
+__device__ __forceinline__ bool has_row(int k) {
+    return HAS_B ? element_of(k) < BATCH : k == 0 && (lane() < 16 ? lane() / 4 < BATCH : lane() >= 20);
+}
+// where it is among the ROWS
+__device__ __forceinline__ int row_of(int which, int component) { return HAS_B ? 4 * which + component : component ? BATCH + component - 1 : which; }
+
+// asks for the functions of the next pairs, if there are any
+template <class Functions>
+struct Next {
+    Functions& functions;
+    const Pairs& pairs;
+    const int* bytes;
+    bool there;
+    __device__ __forceinline__ void operator()() const {
+        if (there) functions.ask(pairs, bytes);
+    }
+};
+
+// Of an atom's pairs, AT_ONCE at a time: use(functions, chosen and bytes of these, which of the order they are, next), which
+// calls next() when it has read the functions: those of the next ones are asked for. `begin_all` came before.
+template <class Functions, class Use>
+__device__ __forceinline__ void each(const Pairs& pairs, int local, Use use) {
+    const int* bytes = pairs.bytes + local * CHOSEN;
+    const float4* chosen = pairs.chosen + local * CHOSEN;
+    int all = pairs.count[local];
+    Functions functions;
+    if (all) functions.ask(pairs, bytes);
+#pragma unroll 1
+    for (int at = 0; at < all; at += AT_ONCE) {
+        if (at && at % (CHOSEN / 2) == 0 && at + CHOSEN / 2 < all) {
+            sync_warp();
+            pairs.keep(local, at + CHOSEN / 2, pairs.ask(local, at + CHOSEN / 2));
+            sync_warp();
+        }
+        Next<Functions> next{functions, pairs, bytes + (at + AT_ONCE) % CHOSEN, at + AT_ONCE < all};
+        use(functions, chosen + at % CHOSEN, bytes + at % CHOSEN, at, next);
+    }
+}
+
+// COUNT cubics of one or two pairs, each asked for early, or where it is needed
+template <int PAIRS, int COUNT, int STEP>
 struct Cubics {
-    float4 c[EACH_LANE];
-    __device__ __forceinline__ void read(const Pairs& pairs, const int* bytes) {
-        const float4* from = (const float4*)((const char*)(pairs.basis + lane() % 8) + bytes[lane() / 8]);
+    const float4* from[PAIRS];
+    float4 c[AHEAD ? PAIRS : 1][COUNT];
+    __device__ __forceinline__ float4 read(int pair, int k, int first) const {
+        if (STEP * (k + 1) > FUNCTIONS && first + STEP * k >= FUNCTIONS) return make_float4(0.f, 0.f, 0.f, 0.f);
+        return from[pair][STEP * k];
+    }
+    __device__ __forceinline__ void ask(const Pairs& pairs, const int* bytes, int of, int first) {
 #pragma unroll
-        for (int k = 0; k < EACH_LANE; k++) {
-            c[k] = make_float4(0.f, 0.f, 0.f, 0.f);
-            if (8 * k + 8 <= FUNCTIONS || 8 * k + lane() % 8 < FUNCTIONS) c[k] = from[8 * k];
+        for (int pair = 0; pair < PAIRS; pair++) {
+            from[pair] = pairs.functions(bytes[of + pair], first);
+#pragma unroll
+            for (int k = 0; k < (AHEAD ? COUNT : 0); k++) c[pair][k] = read(pair, k, first);
         }
     }
+    __device__ __forceinline__ float4 get(int pair, int k, int first) const { return AHEAD ? c[pair][k] : read(pair, k, first); }
 };
 
-// Of an atom's pairs with senders of those elements, element by element: begin(k), use(cubics, this lane's pair's t and u, which of
-// the order are these AT_ONCE), end(k). `begin_all` came before.
-template <class Begin, class Use, class End>
-__device__ __forceinline__ void each(const Pairs& pairs, int local, Begin begin, Use use, End end) {
-    const int *ends = pairs.ends + local * BATCH, *bytes = pairs.bytes + local * CHOSEN;
-    const float4* chosen = pairs.chosen + local * CHOSEN + lane() / 8;
-    int all = ends[BATCH - 1], at = 0;
-    Cubics next;
-    if (AHEAD && all) next.read(pairs, bytes);
-#pragma unroll 1
-    for (int k = 0; k < BATCH; k++) {
-        begin(k);
-#pragma unroll 1
-        for (int stop = ends[k]; at < stop; at += AT_ONCE) {
-            if (at && at % (CHOSEN / 2) == 0 && at + CHOSEN / 2 < all) {
-                sync_warp();
-                pairs.keep(local, at + CHOSEN / 2, pairs.ask(local, at + CHOSEN / 2));
-                sync_warp();
-            }
-            Cubics now = next;
-            if (!AHEAD) now.read(pairs, bytes + at % CHOSEN);
-            else if (at + AT_ONCE < all) next.read(pairs, bytes + (at + AT_ONCE) % CHOSEN);
-            use(now, chosen[at % CHOSEN], at);
-        }
-        end(k);
-    }
-}
+// of two pairs of eight every eighth function, as an operand of a product over pairs
+struct OfTwo : Cubics<2, TILES, 8> {
+    __device__ __forceinline__ void ask(const Pairs& pairs, const int* bytes) { Cubics::ask(pairs, bytes, 2 * (lane() % 4), lane() / 4); }
+    __device__ __forceinline__ float4 operator()(int pair, int tile) const { return get(pair, tile, lane() / 4); }
+};
 
-// sums over this lane and the one with another bit of the mask: of 2 KEPT numbers either keeps half
-template <int KEPT, int COUNT>
-__device__ __forceinline__ void fold(float (&x)[COUNT], int mask) {
-    bool upper = lane() & mask;
-#pragma unroll
-    for (int k = 0; k < KEPT; k++) {
-        float send = upper ? x[k] : x[k + KEPT];
-        x[k] = (upper ? x[k + KEPT] : x[k]) + from_lane(send, mask);
-    }
-}
+// of one pair of eight every fourth, as an operand of a product over functions
+struct OfOne : Cubics<1, 2 * WORDS_OF_LANE, 4> {
+    __device__ __forceinline__ void ask(const Pairs& pairs, const int* bytes) { Cubics::ask(pairs, bytes, lane() / 4, lane() % 4); }
+    __device__ __forceinline__ float4 operator()(int k) const { return get(0, k, lane() % 4); }
+};
 
 // the next elements after the last of these; whether there is one
 __device__ __forceinline__ bool next_elements(const Pairs& pairs, int (&z)[BATCH]) {
@@ -197,24 +221,39 @@ __device__ __forceinline__ bool next_elements(const Pairs& pairs, int (&z)[BATCH
     return z[0] < ELEMENTS;
 }
 
-// Halves, into rows of K, of sums over the lanes of all pairs, and zeros after them: x[4 m + r] is of row(4 m + r) and function(...)
-template <int COUNT, class Row, class Function>
-__device__ __forceinline__ void put_sums(uint32* operands, int local, float factor, float (&x)[COUNT], Row row, Function function) {
+// [S, V_xyz] of an atom, as halves in rows of K, times `shrink`
+__device__ __forceinline__ void sum_pairs(const Pairs& pairs, int local, float shrink, uint32* rows) {
+    float sums[TILES][4] = {};
+    each<OfTwo>(pairs, local, [&](const OfTwo& cubics, const float4* chosen, const int* bytes, int, Next<OfTwo> next) {
+        int pair = 2 * (lane() % 4), which[2] = {bytes[pair] & 15, bytes[pair + 1] & 15};
+        const float *first = (const float*)(chosen + pair), *second = first + 4;  // t and u
+        uint32 of_high[TILES], of_low[TILES];
 #pragma unroll
-    for (int m = 0; m < COUNT; m += 4) {
-        float four[4];
+        for (int tile = 0; tile < TILES; tile++)
+            split(cubic(cubics(0, tile), first[0]), cubic(cubics(1, tile), second[0]), of_high[tile], of_low[tile]);
+        next();
+        uint32 high, low, highs[4] = {}, lows[4] = {};
+        split(component() ? first[component()] : 1.f, component() ? second[component()] : 1.f, high, low);
 #pragma unroll
-        for (int r = 0; r < 4; r++) four[r] = m + r < COUNT ? factor * x[m + r] : 0.f;
-        fold<2>(four, 16), fold<1>(four, 8);
-        int of = m + lane() / 8;
-        if (of >= COUNT) continue;
-        uint32 high, low;
-        split(four[0], 0.f, high, low);
-        unsigned short* at = (unsigned short*)(operands + 2 * row(of) * SMALL + local * STRIDE) + 8 * function(of) + lane() % 8;
-        at[0] = (unsigned short)high, at[2 * SMALL] = (unsigned short)low;
+        for (int k = 0; k < 1 + HAS_B; k++) {
+            bool all = !HAS_B && component();
+            uint32 mask = (all || which[0] == element_of(k) ? 0xffffu : 0) | (all || which[1] == element_of(k) ? 0xffff0000u : 0);
+            highs[k] = high & mask, lows[k] = low & mask;
+        }
+#pragma unroll
+        for (int tile = 0; tile < TILES; tile++) {
+            mma_of_8(sums[tile], lows, of_high[tile]);
+            mma_of_8(sums[tile], highs, of_low[tile]);
+            mma_of_8(sums[tile], highs, of_high[tile]);
+        }
+    });
+#pragma unroll
+    for (int k = 0; k < 1 + HAS_B; k++) {
+        if (!has_row(k)) continue;
+        uint32* at = rows + row_of(element_of(k), component()) * STRIDE + lane() % 4;
+#pragma unroll
+        for (int tile = 0; tile < TILES; tile++) split(shrink * sums[tile][2 * k], shrink * sums[tile][2 * k + 1], at[4 * tile], at[ATOMS * SUMS + 4 * tile]);
     }
-#pragma unroll
-    for (int k = 0; k < COUNT; k++) x[k] = 0.f;
 }
 
 // what this thread stored, which a read that takes no place in L1 might miss
@@ -231,57 +270,32 @@ first_message(const int* __restrict__ senders, const float* __restrict__ places,
               const float* __restrict__ factors, int n, int slots, float* ds, float* dv) {
     constexpr int MATRIX = F / 16 * (K / 16) * 64;
     SHARED(uint32, memory);
-    uint32* operands = in_register(memory);  // S of elements, then V: [BATCH + 3 OF_B, high and low, ATOMS, STRIDE]
-    float4* for_chosen = (float4*)(operands + 2 * (BATCH + 3 * OF_B) * SMALL);
+    uint32* operands = in_register(memory);  // S and V: [high and low, ATOMS, SUMS]
+    float4* for_chosen = (float4*)(operands + 2 * ATOMS * SUMS);
     Pairs pairs(numbers, senders, places, basis, n, slots, (float*)for_chosen + 5 * ATOMS * CHOSEN, for_chosen, nullptr);
     Here here(n);
-    float shrink = 1.f, grow = 1.f;  // B is at most 64, a half at most 65504
-    while (64.f * slots * shrink > 32768.f) shrink *= 0.5f, grow *= 2.f;
-    for (int k = thread(); k < (BATCH + 3 * OF_B) * SMALL / 2; k += THREADS) ((uint4*)operands)[k] = {0, 0, 0, 0};  // where no functions are
+    float shrink = 1.f, grow = 1.f;  // B is at most 16384, a half at most 65504
+    while (16384.f * slots * shrink > 32768.f) shrink *= 0.5f, grow *= 2.f;
+    for (int k = thread(); k < ATOMS * SUMS / 2; k += THREADS) ((uint4*)operands)[k] = {0, 0, 0, 0};  // where no functions are
     sync();
     bool first = true;
     int z[BATCH];
     for (z[BATCH - 1] = -1; next_elements(pairs, z) || first; first = false) {
         pairs.choose(z);
         pairs.begin_all();
-        for (int local = warp(); local < ATOMS; local += GROUPS) {
-            float sums[4 * EACH_LANE] = {};  // of S and V by turns
-            auto use = [&](const Cubics& cubics, float4 at, int) {
-#pragma unroll
-                for (int k = 0; k < EACH_LANE; k++) {
-                    float value = cubic(cubics.c[k], at.x);
-                    sums[4 * k] += value, sums[4 * k + 1] += at.y * value, sums[4 * k + 2] += at.z * value, sums[4 * k + 3] += at.w * value;
-                }
-            };
-            each(pairs, local, [](int) {}, use, [&](int k) {
-                if (HAS_B) {
-                    if (pairs.batch[k] == ELEMENTS) return;
-                    put_sums(operands, local, shrink, sums, [&](int of) { return of % 4 ? BATCH + 3 * k + of % 4 - 1 : k; }, [](int of) { return of / 4; });
-                    return;
-                }
-                float scalars[EACH_LANE], vectors[3 * EACH_LANE];
-#pragma unroll
-                for (int f = 0; f < EACH_LANE; f++) {
-                    scalars[f] = sums[4 * f], sums[4 * f] = 0.f;
-#pragma unroll
-                    for (int axis = 0; axis < 3; axis++) vectors[3 * f + axis] = sums[4 * f + 1 + axis];
-                }
-                put_sums(operands, local, shrink, scalars, [&](int) { return k; }, [](int of) { return of; });
-                if (k == BATCH - 1) put_sums(operands, local, shrink, vectors, [](int of) { return BATCH + of % 3; }, [](int of) { return of / 3; });
-            });
-        }
+        for (int local = warp(); local < ATOMS; local += GROUPS) sum_pairs(pairs, local, shrink, operands + local * SUMS);
         sync();
-        float scalar[1][1][2][4] = {}, vector[3][1][2][4] = {};
+        float scalar[1][1][2][4] = {};
 #pragma unroll 1
-        for (int k = 0; k < BATCH; k++) {
-            int of = pairs.batch[k];
-            if (of >= ELEMENTS) break;
-            accumulate<1, 1, K, 1, F, STRIDE>(scalar, operands + 2 * k * SMALL, of_a + of * MATRIX);
-            if (HAS_B || k == 0) accumulate<3, 1, K, 1, F, STRIDE>(vector, operands + 2 * (BATCH + 3 * k) * SMALL, of_b + (HAS_B ? of : 0) * MATRIX);
-        }
+        for (int k = 0; k < BATCH && pairs.batch[k] < ELEMENTS; k++)
+            accumulate<1, 1, K, 1, F, SUMS>(scalar, operands + row_of(k, 0) * STRIDE, of_a + pairs.batch[k] * MATRIX);
         Row x = as_row(scalar[0][0], grow * factors[0], grow * factors[0]);
         if (!first) add_stored(here, x, ds, F, 0);
         store_row(here, ds, F, 0, F, x);
+        float vector[3][1][2][4] = {};
+#pragma unroll 1
+        for (int k = 0; k < (HAS_B ? BATCH : 1) && pairs.batch[k] < ELEMENTS; k++)
+            accumulate<3, 1, K, 1, F, SUMS, K / 16, STRIDE>(vector, operands + row_of(k, 1) * STRIDE, of_b + (HAS_B ? pairs.batch[k] : 0) * MATRIX);
 #pragma unroll
         for (int axis = 0; axis < 3; axis++) {
             x = as_row(vector[axis][0], grow * factors[1], grow * factors[1]);
@@ -299,7 +313,42 @@ __device__ __forceinline__ void keep(const Here& h, float* rows, int part, const
         *(float4*)(rows + (h.local + 8 * k) * K + 16 * part + 4 * (lane() & 3)) = make_float4(r.v[4 * k], r.v[4 * k + 1], r.v[4 * k + 2], r.v[4 * k + 3]);
 }
 
-// Of each pair (i, j) [D, -U_xyz], the half that belongs to what j sends to i. Matrices: those, transposed.
+// P and Q of an atom as halves, times a power of 2 for each row, in two rows of a lane
+struct Above {
+    uint32 high[2 * WORDS_OF_LANE], low[2 * WORDS_OF_LANE];  // by words, then by rows
+    float down[2];                                          // undoes the power
+    __device__ __forceinline__ Above(const float* rows) {
+        float x[2][2 * WORDS_OF_LANE], most[2] = {0.f, 0.f};
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            const float* row = rows + row_of(element_of(k), component()) * ABOVE + lane() % 4;
+#pragma unroll
+            for (int f = 0; f < 2 * WORDS_OF_LANE; f++) x[k][f] = has_row(k) ? row[4 * f] : 0.f, most[k] = fmaxf(most[k], fabsf(x[k][f]));
+            most[k] = fmaxf(most[k], from_lane(most[k], 1)), most[k] = fmaxf(most[k], from_lane(most[k], 2));
+        }
+        Scale scale(as_int(most[0]), as_int(most[1]));
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            down[k] = scale.down(k);
+#pragma unroll
+            for (int w = 0; w < WORDS_OF_LANE; w++)
+                split(scale.up(k) * x[k][2 * w], scale.up(k) * x[k][2 * w + 1], high[2 * w + k], low[2 * w + k]);
+        }
+    }
+};
+
+// products of those rows with functions of eight pairs, of which a lane has two words of halves: [row, pair]
+__device__ __forceinline__ void multiply_pairs(float (&sums)[4], const uint32 (&rows)[2 * WORDS_OF_LANE], const uint32 (&of)[WORDS_OF_LANE]) {
+#pragma unroll
+    for (int w = 0; w < WORDS_OF_LANE; w += 2) {
+        const uint32 a[4] = {rows[2 * w], rows[2 * w + 1], rows[(2 * w + 2) % (2 * WORDS_OF_LANE)], rows[(2 * w + 3) % (2 * WORDS_OF_LANE)]};
+        if (w + 1 < WORDS_OF_LANE) mma(sums, a, of[w], of[(w + 1) % WORDS_OF_LANE]);
+        else mma_of_8(sums, a, of[w]);
+    }
+}
+
+// Of each pair (i, j) [D, -U_xyz], the half that belongs to what j sends to i. Matrices: those, transposed; factors[4] and what
+// undoes it bring slopes of B to what halves can hold.
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
 first_transpose(const int* __restrict__ senders, const float* __restrict__ places, const int* __restrict__ numbers,
                 const float4* __restrict__ basis, const uint4* __restrict__ of_a, const uint4* __restrict__ of_b,
@@ -308,11 +357,11 @@ first_transpose(const int* __restrict__ senders, const float* __restrict__ place
     constexpr int PARTS = K / 16, COLUMN = F / 16 * 64;  // words of 16 columns of a matrix, by four
     SHARED(uint32, memory);
     uint32* operands = in_register(memory);  // rows of F, [4, high and low, ATOMS, WORDS]; when they are no longer needed, places of pairs
-    float* above = (float*)(operands + max(8 * HALF, 5 * ATOMS * CHOSEN));  // P of elements, [BATCH, ATOMS, K]
-    float* above_q = above + BATCH * ATOMS * K;                            // [OF_B, 3, ATOMS, K]
-    int* maxima = (int*)(above_q + OF_B * 3 * ATOMS * K);                  // of p's rows, of q's
+    float* above = (float*)(operands + max(8 * HALF, 5 * ATOMS * CHOSEN));  // P and Q, [ROWS, ATOMS, K]
+    int* maxima = (int*)(above + ROWS * ABOVE);                            // of p's rows, of q's
     Pairs pairs(numbers, senders, places, basis, n, slots, maxima + 2 * ATOMS, operands, pair_bars);
     Here here(n);
+    float grow = factors[4], shrink = factors[5];
     int z[BATCH];
     for (z[BATCH - 1] = -1; next_elements(pairs, z);) {
         if (thread() < 2 * ATOMS) maxima[thread()] = 0;
@@ -336,43 +385,67 @@ first_transpose(const int* __restrict__ senders, const float* __restrict__ place
             if (of >= ELEMENTS) break;
             float scalar[1][1][2][4] = {};  // columns of a warp's own are 16 warp() and on
             accumulate<1, 1, F, 1, F>(scalar, operands, of_a + (of * PARTS + part - warp()) * COLUMN);
-            keep(here, above + k * ATOMS * K, part, as_row(scalar[0][0], factors[2] * of_p.down(0), factors[2] * of_p.down(1)));
+            keep(here, above + row_of(k, 0) * ABOVE, part, as_row(scalar[0][0], factors[2] * of_p.down(0), factors[2] * of_p.down(1)));
             if (!HAS_B && k) continue;
             float vector[3][1][2][4] = {};
             accumulate<3, 1, F, 1, F>(vector, operands + 2 * HALF, of_b + ((HAS_B ? of : 0) * PARTS + part - warp()) * COLUMN);
 #pragma unroll
             for (int axis = 0; axis < 3; axis++)
-                keep(here, above_q + (3 * k + axis) * ATOMS * K, part, as_row(vector[axis][0], factors[3] * of_q.down(0), factors[3] * of_q.down(1)));
+                keep(here, above + row_of(k, 1 + axis) * ABOVE, part, as_row(vector[axis][0], factors[3] * of_q.down(0), factors[3] * of_q.down(1)));
         }
         sync();
         pairs.begin_all();
         for (int local = warp(); local < ATOMS; local += GROUPS) {
-            float g[4][EACH_LANE];
-            auto begin = [&](int of) {
+            Above rows(above + local * K);
+            each<OfOne>(pairs, local, [&](const OfOne& cubics, const float4* chosen, const int* bytes, int from, Next<OfOne> next) {
+                float t = chosen[lane() / 4].x;
+                uint32 high[2][WORDS_OF_LANE], low[2][WORDS_OF_LANE];  // of B, of its slopes
 #pragma unroll
-                for (int k = 0; k < EACH_LANE; k++) {
-                    int column = local * K + 8 * k + lane() % 8;
-                    g[0][k] = above[of * ATOMS * K + column];
-#pragma unroll
-                    for (int axis = 0; axis < 3; axis++) g[1 + axis][k] = above_q[(3 * (HAS_B ? of : 0) + axis) * ATOMS * K + column];
+                for (int w = 0; w < WORDS_OF_LANE; w++) {
+                    float4 c = cubics(2 * w), d = cubics(2 * w + 1);
+                    split(cubic(c, t), cubic(d, t), high[0][w], low[0][w]);
+                    split(grow * cubic_slope(c, t), grow * cubic_slope(d, t), high[1][w], low[1][w]);
                 }
-            };
-            each(pairs, local, begin, [&](const Cubics& cubics, float4 at, int from) {
-                float x[4] = {};  // D and -U
+                next();
+                float of[2][4] = {};
 #pragma unroll
-                for (int k = 0; k < EACH_LANE; k++) {
-                    float4 c = cubics.c[k];
-                    float value = cubic(c, at.x), slope = cubic_slope(c, at.x);
-                    x[0] += slope * (g[0][k] + at.y * g[1][k] + at.z * g[2][k] + at.w * g[3][k]);
-                    x[1] -= value * g[1][k], x[2] -= value * g[2][k], x[3] -= value * g[3][k];
+                for (int slope = 0; slope < 2; slope++) {
+                    multiply_pairs(of[slope], rows.low, high[slope]);
+                    multiply_pairs(of[slope], rows.high, low[slope]);
+                    multiply_pairs(of[slope], rows.high, high[slope]);
                 }
-                // sums over a pair's lanes; lane 2 k, and 2 k + 1, gets the k-th of all pairs'
-                fold<2>(x, 4), fold<1>(x, 2);
-                x[0] += from_lane(x[0], 1);
-                int slot = pairs.order[local * pairs.row() + from + lane() / 8];
-                if (slot != NONE && lane() % 2 == 0)
-                    pair_bars[place_of_bar((block() * ATOMS + local) * slots + slot, lane() / 2 % 4, n * slots)] = x[0];
-            }, [](int) {});
+                // of this lane's row and two pairs; of either pair the lanes of 16 take what those of the other half have
+                int upper = lane() / 16, two = 2 * (lane() % 4), pair = two + upper, axis = lane() / 4 % 4;
+                const float *at = (const float*)(chosen + pair), *at_other = (const float*)(chosen + two + 1 - upper);
+                float d, minus_u;
+                if (HAS_B) {
+                    float own[2], others[2];
+#pragma unroll
+                    for (int slope = 0; slope < 2; slope++) {
+                        float x[2];
+#pragma unroll
+                        for (int k = 0; k < 2; k++)
+                            x[k] = bytes[two + k] & 2 ? rows.down[1] * of[slope][2 + k] : rows.down[0] * of[slope][k];
+                        own[slope] = upper ? x[1] : x[0];
+                        others[slope] = from_lane(upper ? x[0] : x[1], 16);
+                        if ((bytes[pair] & 1) != upper) own[slope] = others[slope];
+                    }
+                    d = axis ? at[axis] * own[1] : own[1], minus_u = -own[0];
+                } else {
+                    // the lower lanes have P of their elements, the upper ones Q
+                    auto share = [&](const float* at, int place, float x) {
+                        return upper ? (axis ? at[axis] * x : 0.f) : (bytes[place] & 15) == axis ? x : 0.f;
+                    };
+                    float mine = upper ? of[1][1] : of[1][0], theirs = upper ? of[1][0] : of[1][1];
+                    d = share(at, pair, rows.down[0] * mine) + from_lane(share(at_other, two + 1 - upper, rows.down[0] * theirs), 16);
+                    float given = from_lane(rows.down[0] * of[0][0], 16);
+                    minus_u = upper ? -rows.down[0] * of[0][1] : -given;
+                }
+                d += from_lane(d, 4), d += from_lane(d, 8);
+                int slot = pairs.slot_of(local, from + pair);
+                if (slot != NONE)
+                    pair_bars[place_of_bar((block() * ATOMS + local) * slots + slot, axis, n * slots)] = axis ? minus_u : shrink * d;
+            });
         }
     }
 }

@@ -106,10 +106,9 @@ __device__ __forceinline__ void largest(const Here& h, int* memory, int width, c
 // for this lane's two atoms the power of 2 that brings the largest number to 128..256, and its inverse
 struct Scale {
     int exponent[2];
-    __device__ __forceinline__ Scale(const Here& h, const int* largest) {
-#pragma unroll
-        for (int k = 0; k < 2; k++) exponent[k] = min(max((largest[h.local + 8 * k] >> 23) & 255, 40), 230);
-    }
+    __device__ __forceinline__ Scale(const Here& h, const int* largest) : Scale(largest[h.local], largest[h.local + 8]) {}
+    __device__ __forceinline__ Scale(int first, int second) : exponent{of(first), of(second)} {}
+    __device__ static __forceinline__ int of(int largest) { return min(max((largest >> 23) & 255, 40), 230); }
     __device__ __forceinline__ float up(int k) const { return as_float((127 + 7 + 127 - exponent[k]) << 23); }
     __device__ __forceinline__ float down(int k) const { return as_float((exponent[k] - 7) << 23); }
 };
@@ -145,8 +144,9 @@ __device__ __forceinline__ const uint4* columns(const uint4* matrix, int part, i
 __device__ __forceinline__ const uint4* columns(const Both& matrices, int part, int) { return part ? matrices.second : matrices.first; }
 
 // acc += ROWS products of operands with BLOCKS parts of DEPTH channels each, rows of STRIDE words; columns in PARTS parts
-// of WIDTH, of one matrix or two; it has 16 ALL rows
-template <int ROWS, int BLOCKS, int DEPTH, int PARTS, int WIDTH, int STRIDE = WORDS, int ALL = BLOCKS * DEPTH / 16, class Matrix>
+// of WIDTH, of one matrix or two; it has 16 ALL rows. Operands of a product lie APART words from those of the one before
+template <int ROWS, int BLOCKS, int DEPTH, int PARTS, int WIDTH, int STRIDE = WORDS, int ALL = BLOCKS * DEPTH / 16,
+          int APART = 2 * BLOCKS * ATOMS * STRIDE, class Matrix>
 __device__ __forceinline__ void accumulate(float (&acc)[ROWS][PARTS][2][4], const uint32* operands, const Matrix& matrix) {
     if (16 * warp() >= WIDTH) return;  // never where WIDTH is F; left out there, ptxas moves more about, and spills more
     constexpr int PART = ATOMS * STRIDE, STEPS = DEPTH / 16;
@@ -163,7 +163,7 @@ __device__ __forceinline__ void accumulate(float (&acc)[ROWS][PARTS][2][4], cons
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
             if (p == 0) {
-                const uint32* rows = operands + (r * BLOCKS + step / STEPS) * 2 * PART + 8 * (step % STEPS);
+                const uint32* rows = operands + r * APART + step / STEPS * 2 * PART + 8 * (step % STEPS);
                 load_a(high[r], rows, STRIDE);
                 load_a(low[r], rows + PART, STRIDE);
             }
