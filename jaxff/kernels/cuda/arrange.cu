@@ -10,13 +10,17 @@
 #define NO_PAIR 0x7fff    // an interval beyond all
 #define ENOUGH 12
 
-__device__ __forceinline__ int over_group(int x, bool largest) {  // of lanes that differ in the lower three bits
+// over a group, of which four lanes have an atom each
+__device__ __forceinline__ int most_of_group(int x) { return largest_of_warp(x); }
+__device__ __forceinline__ int least_of_group(int x) { return -largest_of_warp(-x); }
+
+// How many times two pairs of each atom a turn takes of a bin's `count`: until less than ENOUGH would be in the next two, or
+// all of them; lane k looks at k times two.
+__device__ __forceinline__ int enough_of(int count) {
+    int next = 0;
 #pragma unroll
-    for (int mask = 1; mask < GROUP; mask *= 2) {
-        int other = as_int(from_lane(as_float(x), mask));
-        x = largest ? max(x, other) : min(x, other);
-    }
-    return x;
+    for (int atom = 0; atom < GROUP; atom++) next += min(max(of_lane(count, atom) - 2 * lane(), 0), 2);
+    return lowest(lanes_where(lane() && next < ENOUGH) | 1u << 31);
 }
 
 // vectors: [3, E]; counting: which pairs are to count, if within the cutoff; cutoff, per_angstrom, epsilon: in Å, the table's
@@ -81,28 +85,27 @@ arrange(const int* __restrict__ senders, const float* __restrict__ vectors, cons
     if (warp()) return;
     const int* row = memory + (GROUP + lane() % GROUP) * padded;  // four lanes do the same for an atom
     uint32* made = (uint32*)(memory + 2 * GROUP * padded);
-    int rank = 0, all_turns = 0, end = 0;  // where the bin ends, as they begin one after the other
-    for (bool more = true; more;) {
-        int first = over_group(rank < slots ? row[rank] : NO_PAIR, false), bin = 0, after = NO_PAIR;
+    auto interval_of = [&](int place) { return place < slots ? row[place] : NO_PAIR; };
+    int rank = 0, all_turns = 0, end = 0, half = 1, first = least_of_group(interval_of(0));
+    while (2 * half <= slots) half *= 2;
+    do {
+        int bin = first < NO_PAIR ? min(first / STEP, BINS - 1) : 0, after = NO_PAIR;
         if (first < NO_PAIR) {
-            bin = min(first / STEP, BINS - 1);
-            while (end < slots && row[end] < bin * STEP + BIN) end++;
-            after = over_group(end < slots ? row[end] : NO_PAIR, false);
+            for (int step = half; step; step /= 2)  // where the bin ends, as they begin one after the other
+                if (interval_of(end + step - 1) < bin * STEP + BIN) end += step;
+            after = least_of_group(interval_of(end));
         }
-        int count = end - rank, most = max(1, (over_group(count, true) + 1) / 2), chunks = after < NO_PAIR ? 1 : most;
-        for (; chunks < most; chunks++) {
-            uint32 one = lanes_where(lane() < GROUP && count > 2 * chunks), two = lanes_where(lane() < GROUP && count > 2 * chunks + 1);
-            if (ones(one) + ones(two) >= ENOUGH) continue;
-            int left = rank + min(count, 2 * chunks);
-            if (over_group(left < slots ? row[left] : NO_PAIR, false) >= (bin + 1) * STEP) break;
-        }
-        count = min(count, 2 * chunks), more = over_group(rank + count < slots ? row[rank + count] : NO_PAIR, false) < NO_PAIR;
+        int count = end - rank, most = max(1, (most_of_group(count) + 1) / 2), chunks = most;
+        if (after < NO_PAIR)
+            for (chunks = min(enough_of(count), most); chunks < most; chunks++)
+                if (least_of_group(interval_of(rank + min(count, 2 * chunks))) >= (bin + 1) * STEP) break;
+        count = min(count, 2 * chunks), first = least_of_group(interval_of(rank + count));
         for (int left = (chunks + 3) / 4; left; left--, all_turns++) {
-            int now = (chunks + left - 1) / left, here = min(2 * now, count);
+            int now = (int)((chunks + left - 0.5f) * reciprocal(left)), here = min(2 * now, count);  // of chunks / left, rounded up
             if (lane() < GROUP) made[all_turns * GROUP + lane()] = rank | here << 16 | now << 20 | bin << 24;
             rank += here, count -= here, chunks -= now;
         }
-    }
+    } while (first < NO_PAIR);
     sync_warp();
     for (int k = lane(); k < all_turns * GROUP; k += 32) {
         int turn = k / GROUP, from = block() % 2 ? all_turns - 1 - turn : turn;

@@ -227,7 +227,8 @@ def first_message(
     """As `message`, for sources of each element, [Z, F], with `filters_of_elements` that were made with them."""
     n, f = len(numbers), sources.a.shape[1]
     slots = geometry.senders.shape[0] // n
-    arrays = (*geometry[:2], numbers, filters["basis"], *filters["matrices"][:2], filters["factors"])
+    of_filters = filters["basis"], *filters["sent"], *filters["matrices"][:2], filters["factors"]
+    arrays = (*geometry[:2], numbers, *of_filters)
     kernel = _first_kernel("first_message", f, filters["basis"].shape[1], sources.b is not None, slots)
     ds, dv = launch.call(kernel, arrays, (n, slots), ((n, f), (n, 3 * f)), -(-n // ATOMS))
     return ds, dv

@@ -204,14 +204,13 @@ def of_elements(
         return None
     basis, weights = few
     weights = np.pad(weights, ((0, whole_products(len(weights)) - len(weights)), (0, 0)))
-    sent, parts = (a, np.ones((1, f)) if b is None else b), (weights[:, :f], weights[:, f:])
-    by_elements = [x[:, None] * c for x, c in zip(sent, parts, strict=True)]  # [Z, K, F]
-    there = [x.swapaxes(0, 1).reshape(x.shape[1], -1) for x in by_elements]  # their columns beside each other
-    back = [x.transpose(2, 0, 1).reshape(f, -1) for x in by_elements]
+    sent, there = (a, np.ones((1, f)) if b is None else b), (weights[:, :f], weights[:, f:])
+    back = [(x[:, None] * c).transpose(2, 0, 1).reshape(f, -1) for x, c in zip(sent, there, strict=True)]  # [F, Z K]
     matrices, factors = zip(*(halves(x / HIGH) for x in (*there, *back)), strict=True)
     basis = HIGH * basis
     slope = power_of_two(float(np.max(np.abs(basis[:, 1]))), 64.0 * HIGH)
     return {
+        "sent": [np.asarray(x, np.float32) for x in sent],
         "basis": np.pad(basis.transpose(0, 2, 1), ((1, 0), (0, 0), (0, 0))).astype(np.float32),
         "matrices": list(matrices),
         "factors": unequal([*factors, slope, 1 / slope]),

@@ -263,12 +263,39 @@ __device__ __forceinline__ void add_stored(const Here& h, Row& r, const float* x
         if (h.has(k, F)) add_four(r, k, x + (long long)(h.atom + 8 * k) * stride + offset + h.channel);
 }
 
-// Matrices: of each element a C and, with b, b C, or else C; factors undo theirs.
+// a matrix, in registers, of this warp's columns
+struct Held {
+    uint4 m[K / 16][2];
+    __device__ __forceinline__ Held(const uint4* matrix) {
+#pragma unroll
+        for (int step = 0; step < K / 16; step++)
+#pragma unroll
+            for (int j = 0; j < 2; j++) m[step][j] = matrix[((warp() * (K / 16) + step) * 2 + j) * 32 + lane()];
+    }
+    // the product of a row of halves of each atom
+    __device__ __forceinline__ Row times(const uint32* operands, float factor) const {
+        float acc[2][4] = {};
+#pragma unroll
+        for (int step = 0; step < K / 16; step++) {
+            uint32 high[4], low[4];
+            load_a(high, operands + 8 * step, SUMS);
+            load_a(low, operands + ATOMS * SUMS + 8 * step, SUMS);
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                mma(acc[j], low, m[step][j].x, m[step][j].y);
+                mma(acc[j], high, m[step][j].z, m[step][j].w);
+                mma(acc[j], high, m[step][j].x, m[step][j].y);
+            }
+        }
+        return as_row(acc, factor, factor);
+    }
+};
+
+// a, b: what elements send; without b a row of ones. Matrices: C of either filter; factors undo theirs.
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
 first_message(const int* __restrict__ senders, const float* __restrict__ places, const int* __restrict__ numbers,
-              const float4* __restrict__ basis, const uint4* __restrict__ of_a, const uint4* __restrict__ of_b,
-              const float* __restrict__ factors, int n, int slots, float* ds, float* dv) {
-    constexpr int MATRIX = F / 16 * (K / 16) * 64;
+              const float4* __restrict__ basis, const float* __restrict__ a, const float* __restrict__ b, const uint4* __restrict__ of_a,
+              const uint4* __restrict__ of_b, const float* __restrict__ factors, int n, int slots, float* ds, float* dv) {
     SHARED(uint32, memory);
     uint32* operands = in_register(memory);  // S and V: [high and low, ATOMS, SUMS]
     float4* for_chosen = (float4*)(operands + 2 * ATOMS * SUMS);
@@ -284,24 +311,25 @@ first_message(const int* __restrict__ senders, const float* __restrict__ places,
         pairs.choose(z);
         pairs.begin_all();
         for (int local = warp(); local < ATOMS; local += GROUPS) sum_pairs(pairs, local, shrink, operands + local * SUMS);
+        // products of a component's sums of each element, times what that sends, and what the elements before gave
+        auto products = [&](const Held& matrix, int component, const float* sent, float factor, float* to, int stride, int offset) {
+            bool by_elements = HAS_B || component == 0;
+            Row sum = {};
+            if (!first) add_stored(here, sum, to, stride, offset);
+#pragma unroll 1
+            for (int k = 0; k < (by_elements ? BATCH : 1) && pairs.batch[k] < ELEMENTS; k++) {
+                Row x = matrix.times(operands + row_of(k, component) * STRIDE, grow * factor);
+                Row times = load_shared_row(here, sent, by_elements ? pairs.batch[k] * F : 0, F);
+                EACH sum.v[i] += times.v[i] * x.v[i];
+            }
+            store_row(here, to, stride, offset, F, sum);
+        };
+        Held for_scalars(of_a);
         sync();
-        float scalar[1][1][2][4] = {};
-#pragma unroll 1
-        for (int k = 0; k < BATCH && pairs.batch[k] < ELEMENTS; k++)
-            accumulate<1, 1, K, 1, F, SUMS>(scalar, operands + row_of(k, 0) * STRIDE, of_a + pairs.batch[k] * MATRIX);
-        Row x = as_row(scalar[0][0], grow * factors[0], grow * factors[0]);
-        if (!first) add_stored(here, x, ds, F, 0);
-        store_row(here, ds, F, 0, F, x);
-        float vector[3][1][2][4] = {};
-#pragma unroll 1
-        for (int k = 0; k < (HAS_B ? BATCH : 1) && pairs.batch[k] < ELEMENTS; k++)
-            accumulate<3, 1, K, 1, F, SUMS, K / 16, STRIDE>(vector, operands + row_of(k, 1) * STRIDE, of_b + (HAS_B ? pairs.batch[k] : 0) * MATRIX);
+        products(for_scalars, 0, a, factors[0], ds, F, 0);
+        Held for_vectors(of_b);
 #pragma unroll
-        for (int axis = 0; axis < 3; axis++) {
-            x = as_row(vector[axis][0], grow * factors[1], grow * factors[1]);
-            if (!first) add_stored(here, x, dv, 3 * F, axis * F);
-            store_row(here, dv, 3 * F, axis * F, F, x);
-        }
+        for (int axis = 0; axis < 3; axis++) products(for_vectors, 1 + axis, b, factors[1], dv, 3 * F, axis * F);
         sync();
     }
 }
@@ -347,8 +375,8 @@ __device__ __forceinline__ void multiply_pairs(float (&sums)[4], const uint32 (&
     }
 }
 
-// Of each pair (i, j) [D, -U_xyz], the half that belongs to what j sends to i. Matrices: those, transposed; factors[4] and what
-// undoes it bring slopes of B to what halves can hold.
+// Of each pair (i, j) [D, -U_xyz], the half that belongs to what j sends to i. Matrices: of each element a C and, with b, b C,
+// or else C, transposed; factors[4] and what undoes it bring slopes of B to what halves can hold.
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
 first_transpose(const int* __restrict__ senders, const float* __restrict__ places, const int* __restrict__ numbers,
                 const float4* __restrict__ basis, const uint4* __restrict__ of_a, const uint4* __restrict__ of_b,
