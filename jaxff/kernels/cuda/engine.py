@@ -241,15 +241,19 @@ def first_transpose(
     geometry: Geometry,
     numbers: Int[Array, "N"],
     beside: bool,
+    before: Sequence[Array] = (),
 ) -> Float[Array, "..."]:
     """As jaxff.kernels.message.first_transpose, likewise; zeros for pairs that don't count.
 
-    [E, 4] if what a pair has is to lie side by side, as message.cu has it, or [4, E].
+    [E, 4] if what a pair has is to lie side by side, as message.cu has it, or [4, E]. before: arrays of them, which
+    are added.
     """
     n, f = len(numbers), sources.a.shape[1]
     e = geometry.senders.shape[0]
-    arrays = (*geometry[:2], numbers, filters["basis"], *filters["matrices"][2:], filters["factors"], *cotangents)
-    kernel = _first_kernel("first_transpose", f, filters["basis"].shape[1], sources.b is not None, e // n, beside)
+    of_filters = filters["basis"], *filters["matrices"][2:], filters["factors"]
+    arrays = (*geometry[:2], numbers, *of_filters, *cotangents, *before)
+    of = "first_transpose", f, filters["basis"].shape[1], sources.b is not None, e // n, beside, len(before)
+    kernel = _first_kernel(*of)
     return launch.call(kernel, arrays, (n, e // n), [(e, 4) if beside else (4, e)], -(-n // ATOMS))[0]
 
 
@@ -260,9 +264,9 @@ def whole(
 
     Zeros for pairs that don't count.
     """
-    e, arrays = geometry.senders.shape[0], " ".join(f"x({k})" for k in range(len(pair_bars)))
+    e = geometry.senders.shape[0]
     defines = ("WARPS", ATOMS_OF_WHOLE), ("SLOTS", e // num_atoms)
-    source = f"#define EACH_ARRAY(x) {arrays}\n" + launch.read("device.cu", "pairs.cu")
+    source = _each_array(len(pair_bars)) + launch.read("device.cu", "pairs.cu")
     kernel = launch.Kernel("whole", source, defines, 32 * ATOMS_OF_WHOLE, 0)
     integers = num_atoms, *_words(*lengths)
     blocks = -(-num_atoms // ATOMS_OF_WHOLE)
@@ -308,7 +312,9 @@ def _message_kernel(name: str, width: int, sent: _Sent) -> launch.Kernel:
 
 
 @functools.cache
-def _first_kernel(name: str, f: int, functions: int, has_b: bool, slots: int, beside: bool = False) -> launch.Kernel:
+def _first_kernel(
+    name: str, f: int, functions: int, has_b: bool, slots: int, beside: bool = False, before: int = 0
+) -> launch.Kernel:
     rank = whole_products(functions)
 
     def shared_with(batch: int) -> int:
@@ -322,7 +328,13 @@ def _first_kernel(name: str, f: int, functions: int, has_b: bool, slots: int, be
     batch = next(k for k in (4, 2, 1) if k == 1 or shared_with(k) <= SHARED_OF_ELEMENTS)
     shared = shared_with(batch)
     defines = ("F", f), ("FUNCTIONS", functions), ("HAS_B", int(has_b)), ("BATCH", batch), ("BESIDE", int(beside))
-    return launch.Kernel(name, launch.read("device.cu", "tiles.cu", "first.cu"), defines, 2 * f, shared)
+    source = _each_array(before) + launch.read("device.cu", "tiles.cu", "first.cu")
+    return launch.Kernel(name, source, defines, 2 * f, shared)
+
+
+def _each_array(count: int) -> str:
+    """What defines EACH_ARRAY, for kernels that take so many arrays alike."""
+    return f"#define EACH_ARRAY(x) {' '.join(f'x({k})' for k in range(count))}\n"
 
 
 # --- phases ---

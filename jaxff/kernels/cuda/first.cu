@@ -6,7 +6,8 @@
 // So a pair costs FUNCTIONS instead of filters; products with C are of atoms. A block has 16 atoms (tiles.cu), a warp some
 // of them. Of an atom tensor cores sum over eight pairs at a time: [S_z, V_z] of BATCH elements are the product of 1 and u
 // of pairs, in the rows of their elements, with B of pairs; D and U are of the products of P_z and Q_z with B' and B.
-// Defined from outside: F, FUNCTIONS, HAS_B; BATCH: elements at once; BESIDE: whether D and U of a pair lie side by side.
+// Defined from outside: F, FUNCTIONS, HAS_B; BATCH: elements at once; BESIDE: whether D and U of a pair lie side by side;
+// EACH_ARRAY(x): x(0) x(1) ... for each array of them that is added to what pairs get.
 #define K ((FUNCTIONS + 15) / 16 * 16)  // as products take them: the last ones are zero
 #define TILES ((FUNCTIONS + 7) / 8)     // of functions
 #define WORDS_OF_LANE ((FUNCTIONS + 7) / 8)  // of two functions, where four lanes share those of a pair
@@ -21,6 +22,8 @@
 #define CHOSEN 64  // pairs of an atom whose places are in shared memory
 #define NONE 0xffff
 #define NO_ELEMENT 15  // of the batch
+#define ARGUMENT(k) const float *__restrict__ halves_##k,
+#define ADD(k) before += halves_##k[place];
 
 __device__ __forceinline__ int place_of_bar(int pair, int row, int all) { return BESIDE ? 4 * pair + row : row * all + pair; }
 
@@ -376,12 +379,12 @@ __device__ __forceinline__ void multiply_pairs(float (&sums)[4], const uint32 (&
 }
 
 // Of each pair (i, j) [D, -U_xyz], the half that belongs to what j sends to i. Matrices: of each element a C and, with b, b C,
-// or else C, transposed; factors[4] and what undoes it bring slopes of B to what halves can hold.
+// or else C, transposed; factors[4] and what undoes it bring slopes of B to what halves can hold. Other messages' halves are added.
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
 first_transpose(const int* __restrict__ senders, const float* __restrict__ places, const int* __restrict__ numbers,
                 const float4* __restrict__ basis, const uint4* __restrict__ of_a, const uint4* __restrict__ of_b,
-                const float* __restrict__ factors, const float* __restrict__ p, const float* __restrict__ q, int n, int slots,
-                float* __restrict__ pair_bars) {
+                const float* __restrict__ factors, const float* __restrict__ p, const float* __restrict__ q, EACH_ARRAY(ARGUMENT)
+                int n, int slots, float* __restrict__ pair_bars) {
     constexpr int PARTS = K / 16, COLUMN = F / 16 * 64;  // words of 16 columns of a matrix, by four
     SHARED(uint32, memory);
     uint32* operands = in_register(memory);  // rows of F, [4, high and low, ATOMS, WORDS]; when they are no longer needed, places of pairs
@@ -435,6 +438,11 @@ first_transpose(const int* __restrict__ senders, const float* __restrict__ place
                     split(grow * cubic_slope(c, t), grow * cubic_slope(d, t), high[1][w], low[1][w]);
                 }
                 next();
+                // of this lane's row and two pairs; of either pair the lanes of 16 take what those of the other half have
+                int upper = lane() / 16, two = 2 * (lane() % 4), pair = two + upper, axis = lane() / 4 % 4;
+                int slot = pairs.slot_of(local, from + pair), place = place_of_bar((block() * ATOMS + local) * slots + slot, axis, n * slots);
+                float before = 0.f;
+                if (slot != NONE) { EACH_ARRAY(ADD) }
                 float of[2][4] = {};
 #pragma unroll
                 for (int slope = 0; slope < 2; slope++) {
@@ -442,8 +450,6 @@ first_transpose(const int* __restrict__ senders, const float* __restrict__ place
                     multiply_pairs(of[slope], rows.high, low[slope]);
                     multiply_pairs(of[slope], rows.high, high[slope]);
                 }
-                // of this lane's row and two pairs; of either pair the lanes of 16 take what those of the other half have
-                int upper = lane() / 16, two = 2 * (lane() % 4), pair = two + upper, axis = lane() / 4 % 4;
                 const float *at = (const float*)(chosen + pair), *at_other = (const float*)(chosen + two + 1 - upper);
                 float d, minus_u;
                 if (HAS_B) {
@@ -470,9 +476,7 @@ first_transpose(const int* __restrict__ senders, const float* __restrict__ place
                     minus_u = upper ? -rows.down[0] * of[0][1] : -given;
                 }
                 d += from_lane(d, 4), d += from_lane(d, 8);
-                int slot = pairs.slot_of(local, from + pair);
-                if (slot != NONE)
-                    pair_bars[place_of_bar((block() * ATOMS + local) * slots + slot, axis, n * slots)] = axis ? minus_u : shrink * d;
+                if (slot != NONE) pair_bars[place] = before + (axis ? minus_u : shrink * d);
             });
         }
     }
