@@ -227,9 +227,9 @@ def first_message(
     """As `message`, for sources of each element, [Z, F], with `filters_of_elements` that were made with them."""
     n, f = len(numbers), sources.a.shape[1]
     slots = geometry.senders.shape[0] // n
-    of_filters = filters["basis"], *filters["sent"], *filters["matrices"][:2], filters["factors"]
-    arrays = (*geometry[:2], numbers, *of_filters)
-    kernel = _first_kernel("first_message", f, filters["basis"].shape[1], sources.b is not None, slots)
+    basis = filters["basis"][0]
+    arrays = (*geometry[:2], numbers, basis, *filters["sent"], *filters["matrices"][:2], filters["factors"])
+    kernel = _first_kernel("first_message", f, basis.shape, sources.b is not None, slots)
     ds, dv = launch.call(kernel, arrays, (n, slots), ((n, f), (n, 3 * f)), -(-n // ATOMS))
     return ds, dv
 
@@ -250,10 +250,10 @@ def first_transpose(
     """
     n, f = len(numbers), sources.a.shape[1]
     e = geometry.senders.shape[0]
-    of_filters = filters["basis"], *filters["matrices"][2:], filters["factors"]
+    basis = filters["basis"][-1]
+    of_filters = basis, *filters["matrices"][2:], filters["factors"]
     arrays = (*geometry[:2], numbers, *of_filters, *cotangents, *before)
-    of = "first_transpose", f, filters["basis"].shape[1], sources.b is not None, e // n, beside, len(before)
-    kernel = _first_kernel(*of)
+    kernel = _first_kernel("first_transpose", f, basis.shape, sources.b is not None, e // n, beside, len(before))
     return launch.call(kernel, arrays, (n, e // n), [(e, 4) if beside else (4, e)], -(-n // ATOMS))[0]
 
 
@@ -313,8 +313,9 @@ def _message_kernel(name: str, width: int, sent: _Sent) -> launch.Kernel:
 
 @functools.cache
 def _first_kernel(
-    name: str, f: int, functions: int, has_b: bool, slots: int, beside: bool = False, before: int = 0
+    name: str, f: int, basis: tuple[int, ...], has_b: bool, slots: int, beside: bool = False, before: int = 0
 ) -> launch.Kernel:
+    _, functions, words = basis
     rank = whole_products(functions)
 
     def shared_with(batch: int) -> int:
@@ -327,7 +328,8 @@ def _first_kernel(
 
     batch = next(k for k in (4, 2, 1) if k == 1 or shared_with(k) <= SHARED_OF_ELEMENTS)
     shared = shared_with(batch)
-    defines = ("F", f), ("FUNCTIONS", functions), ("HAS_B", int(has_b)), ("BATCH", batch), ("BESIDE", int(beside))
+    of = ("F", f), ("FUNCTIONS", functions), ("PACKED", int(words == 2)), ("HAS_B", int(has_b))
+    defines = *of, ("BATCH", batch), ("BESIDE", int(beside))
     source = _each_array(before) + launch.read("device.cu", "tiles.cu", "first.cu")
     return launch.Kernel(name, source, defines, 2 * f, shared)
 

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt32
 
 from jaxff.kernels.cuda.matrices import apart, as_first, halves, of_lanes, power_of_two, unequal
 
-HIGH = 256.0  # times 64: as high as functions of first.cu are, which pass through halves
+HIGH = 16384.0  # as high as functions of first.cu are, which pass through halves
+PIECES, MOST_PIECES = (4, 16, 64, 256), 2**16  # of an interval, with a quadratic each; of all
 RANKS = range(2, 65, 2)  # of first.cu: as many as fill sectors of 32 bytes
 VALUES, SLOPES = 1e-7, 1e-6  # of the largest filter, and of the largest slope: what few functions may leave out
 IN_BINS = 5e-7, 5e-6  # likewise, with what products of halves leave out
@@ -197,24 +198,83 @@ def of_elements(
 ) -> dict[str, Any] | None:
     """The first filters as first.cu takes them: W(t) = Σ_k B_k(t) C_k everywhere, with the fewest functions.
 
-    a, b: what elements send, None for ones. Before the first interval all B are zero. None if those are too many.
+    B are `packed`, with as few pieces as values want; cubics for the transpose, where slopes don't allow for that.
+    a, b: what elements send, None for ones. Before the first interval all B are zero. None if functions or pieces are
+    too many.
     """
     f, few = a.shape[1], few_functions(table, RANKS)
     if few is None or whole_products(few[0].shape[2]) > f:
         return None
-    basis, weights = few
-    weights = np.pad(weights, ((0, whole_products(len(weights)) - len(weights)), (0, 0)))
+    each = (packed(*few, k) for k in PIECES if k * len(table) <= MOST_PIECES)
+    made = next((x for x in each if x.left(table, 0) <= 2 * VALUES), None)
+    if made is None:
+        return None
+    slopes_allow = made.left(table, 1) <= IN_BINS[1]
+    basis, weights = made.scale * few[0], np.pad(made.weights, ((0, -len(made.weights) % 16), (0, 0)))
+    steepest = made.steepest if slopes_allow else float(np.max(np.abs(basis[:, 1])))
+    grow = power_of_two(steepest, HIGH)
     sent, there = (a, np.ones((1, f)) if b is None else b), (weights[:, :f], weights[:, f:])
     back = [(x[:, None] * c).transpose(2, 0, 1).reshape(f, -1) for x, c in zip(sent, there, strict=True)]  # [F, Z K]
-    matrices, factors = zip(*(halves(x / HIGH) for x in (*there, *back)), strict=True)
-    basis = HIGH * basis
-    slope = power_of_two(float(np.max(np.abs(basis[:, 1]))), 64.0 * HIGH)
+    matrices, factors = zip(*(halves(x) for x in (*there, *back)), strict=True)
+    words = np.pad(made.words, ((1, 0), (0, 0), (0, 0)))
+    cubics = np.pad(basis.transpose(0, 2, 1), ((1, 0), (0, 0), (0, 0))).astype(np.float32)
     return {
         "sent": [np.asarray(x, np.float32) for x in sent],
-        "basis": np.pad(basis.transpose(0, 2, 1), ((1, 0), (0, 0), (0, 0))).astype(np.float32),
+        "basis": [words] if slopes_allow else [words, cubics],
         "matrices": list(matrices),
-        "factors": unequal([*factors, slope, 1 / slope]),
+        "factors": unequal([*factors, grow, (made.pieces if slopes_allow else 1) / grow, *made.units, made.pieces]),
     }
+
+
+class Packed(NamedTuple):
+    """Quadratics of functions in pieces of each interval, [c0, c1 and c2] in 64 bits; units of c1 and of c2.
+
+    Functions are `scale` times those that were given, so that all are as steep; and C accordingly.
+    """
+
+    words: UInt32[np.ndarray, "PT K 2"]
+    units: tuple[float, float]
+    pieces: int
+    scale: Float[np.ndarray, "K"]
+    weights: Float[np.ndarray, "K C"]
+    steepest: float
+
+    def left(self, table: Float[np.ndarray, "T 4 C"], power: int) -> float:
+        """The largest error of values, 0, or slopes, 1, where pieces begin and end, of the table's largest."""
+        whole, left = self.words[..., 1].view(np.int32).astype(np.float64), 0.0
+        first, second = self.units[0] * whole, self.units[1] * (self.words[..., 1] << 20).view(np.int32)
+        c0, c1, c2, c3 = (table[:, None, k] for k in range(4))
+        for end in (0, 1):
+            x = (np.arange(self.pieces)[:, None] + end) / self.pieces
+            if power:
+                made, exact = self.pieces * (first + 2 * end * second), c1 + x * (2 * c2 + 3 * x * c3)
+            else:
+                made, exact = (
+                    self.words[..., 0].view(np.float32) + end * (first + second),
+                    c0 + x * (c1 + x * (c2 + x * c3)),
+                )
+            left = max(left, float(np.max(np.abs(made @ self.weights - exact.reshape(len(made), -1)))))
+        return left / _heights(table)[power]
+
+
+def packed(basis: Float[np.ndarray, "T 4 K"], weights: Float[np.ndarray, "K C"], pieces: int) -> Packed:
+    """Of functions as `few_functions` makes them, with slopes as near as quadratics and 64 bits come."""
+    x = np.arange(pieces)[:, None] / pieces
+    c0, c1, c2, c3 = (basis[:, None, power] for power in range(4))
+    cubic = c3 / pieces**3  # t³ is about 1.5 t² - 0.375 t - 0.0625, of least error of the slope
+    value = c0 + x * (c1 + x * (c2 + x * c3)) - 0.0625 * cubic
+    slope = (c1 + x * (2 * c2 + 3 * x * c3)) / pieces - 0.375 * cubic
+    square = (c2 + 3 * x * c3) / pieces**2 + 1.5 * cubic
+    value, slope, square = (z.reshape(-1, basis.shape[2]) for z in (value, slope, square))
+    height, steep = (np.max(np.abs(z), axis=0) for z in (value, slope))
+    steepest = float(np.min(HIGH * steep[steep > 0] / height[steep > 0], initial=HIGH))
+    scale = np.where(steep > 0, steepest / np.where(steep > 0, steep, 1), 1)
+    value, slope, square = scale * value, scale * slope, scale * square
+    units = steepest / (2**31 - 2**13), max(float(np.max(np.abs(square))), 1e-30) / (2**11 - 1) / 2**20
+    last = np.round(square / units[1] / 2**20).astype(np.int64) & 0xFFF
+    whole = np.round((slope / units[0] - last) / 2**12).astype(np.int64) * 2**12 + last
+    words = np.stack([value.astype(np.float32).view(np.uint32), whole.astype(np.int32).view(np.uint32)], axis=-1)
+    return Packed(words, units, pieces, scale, weights / scale[:, None], steepest)
 
 
 def whole_products(functions: int) -> int:
