@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt32
 from jaxff.kernels.cuda.matrices import apart, as_first, halves, of_lanes, power_of_two, unequal
 
 HIGH = 16384.0  # as high as functions of first.cu are, which pass through halves
-PIECES, MOST_PIECES = (4, 16, 64, 256), 2**16  # of an interval, with a quadratic each; of all
+PIECES, MOST_PIECES = (4, 8, 16, 32, 64), 2**15  # of an interval, with a quadratic each; of all
 RANKS = range(2, 65, 2)  # of first.cu: as many as fill sectors of 32 bytes
 VALUES, SLOPES = 1e-7, 1e-6  # of the largest filter, and of the largest slope: what few functions may leave out
 IN_BINS = 5e-7, 5e-6  # likewise, with what products of halves leave out
@@ -198,18 +198,24 @@ def of_elements(
 ) -> dict[str, Any] | None:
     """The first filters as first.cu takes them: W(t) = Σ_k B_k(t) C_k everywhere, with the fewest functions.
 
-    B are `packed`, with as few pieces as values want; cubics for the transpose, where slopes don't allow for that.
+    B are `packed`, with as few pieces as values and slopes want; or, if no number of them does for slopes, these are of
+    cubics.
     a, b: what elements send, None for ones. Before the first interval all B are zero. None if functions or pieces are
     too many.
     """
     f, few = a.shape[1], few_functions(table, RANKS)
     if few is None or whole_products(few[0].shape[2]) > f:
         return None
-    each = (packed(*few, k) for k in PIECES if k * len(table) <= MOST_PIECES)
-    made = next((x for x in each if x.left(table, 0) <= 2 * VALUES), None)
+    made, slopes_allow = None, False
+    for pieces in PIECES:
+        if slopes_allow or pieces * len(table) > MOST_PIECES:
+            break
+        more = packed(*few, pieces)
+        if more.left(table, 0) <= 2 * VALUES:
+            slopes_allow = more.left(table, 1) <= IN_BINS[1]
+            made = more if slopes_allow or made is None else made
     if made is None:
         return None
-    slopes_allow = made.left(table, 1) <= IN_BINS[1]
     basis, weights = made.scale * few[0], np.pad(made.weights, ((0, -len(made.weights) % 16), (0, 0)))
     steepest = made.steepest if slopes_allow else float(np.max(np.abs(basis[:, 1])))
     grow = power_of_two(steepest, HIGH)

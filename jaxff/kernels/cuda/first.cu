@@ -459,6 +459,17 @@ first_transpose(const int* __restrict__ senders, const float* __restrict__ place
         pairs.begin_all();
         for (int local = warp(); local < ATOMS; local += GROUPS) {
             Above rows(above + local * K);
+            // of a lane's row two pairs; of either pair the lanes of 16 take what those of the other half have
+            int upper = lane() / 16, two = 2 * (lane() % 4), pair = two + upper, axis = lane() / 4 % 4, to;
+            float others = 0.f;
+            auto ask = [&](int from) {  // where what this lane makes belongs, if anywhere, and what other messages have there
+                int slot = from < pairs.count[local] ? pairs.slot_of(local, from + pair) : NONE;
+                int place = place_of_bar((block() * ATOMS + local) * slots + slot, axis, n * slots);
+                float before = 0.f;
+                if (slot != NONE) { EACH_ARRAY(ADD) }
+                to = slot != NONE ? place : -1, others = before;
+            };
+            ask(0);
             each<OfOne>(pairs, local, [&](const OfOne& functions, const float4* chosen, const int* bytes, int from, Next<OfOne> next) {
                 Powers of(chosen[lane() / 4].x, factors);
                 uint32 high[2][WORDS_OF_LANE], low[2][WORDS_OF_LANE];  // of B, of its slopes
@@ -469,11 +480,9 @@ first_transpose(const int* __restrict__ senders, const float* __restrict__ place
                     split(of.slope(c), of.slope(d), high[1][w], low[1][w]);
                 }
                 next();
-                // of this lane's row and two pairs; of either pair the lanes of 16 take what those of the other half have
-                int upper = lane() / 16, two = 2 * (lane() % 4), pair = two + upper, axis = lane() / 4 % 4;
-                int slot = pairs.slot_of(local, from + pair), place = place_of_bar((block() * ATOMS + local) * slots + slot, axis, n * slots);
-                float before = 0.f;
-                if (slot != NONE) { EACH_ARRAY(ADD) }
+                int place = to;
+                float before = others;
+                ask(from + AT_ONCE);
                 float sums[2][4] = {};
 #pragma unroll
                 for (int slope = 0; slope < 2; slope++) {
@@ -484,7 +493,7 @@ first_transpose(const int* __restrict__ senders, const float* __restrict__ place
                 const float *at = (const float*)(chosen + pair), *at_other = (const float*)(chosen + two + 1 - upper);
                 float d, minus_u;
                 if (HAS_B) {
-                    float own[2], others[2];
+                    float own[2];
 #pragma unroll
                     for (int slope = 0; slope < 2; slope++) {
                         float x[2];
@@ -492,8 +501,8 @@ first_transpose(const int* __restrict__ senders, const float* __restrict__ place
                         for (int k = 0; k < 2; k++)
                             x[k] = bytes[two + k] & 2 ? rows.down[1] * sums[slope][2 + k] : rows.down[0] * sums[slope][k];
                         own[slope] = upper ? x[1] : x[0];
-                        others[slope] = from_lane(upper ? x[0] : x[1], 16);
-                        if ((bytes[pair] & 1) != upper) own[slope] = others[slope];
+                        float given = from_lane(upper ? x[0] : x[1], 16);
+                        if ((bytes[pair] & 1) != upper) own[slope] = given;
                     }
                     d = axis ? at[axis] * own[1] : own[1], minus_u = -own[0];
                 } else {
@@ -507,7 +516,7 @@ first_transpose(const int* __restrict__ senders, const float* __restrict__ place
                     minus_u = upper ? -rows.down[0] * sums[0][1] : -given;
                 }
                 d += from_lane(d, 4), d += from_lane(d, 8);
-                if (slot != NONE) pair_bars[place] = before + (axis ? minus_u : shrink * d);
+                if (place >= 0) pair_bars[place] = before + (axis ? minus_u : shrink * d);
             });
         }
     }
