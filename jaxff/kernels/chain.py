@@ -122,8 +122,6 @@ def backward(
         pair_bars.append(pair_bar)
     first, above = _first(step, tree, numbers), atoms.scaled((s_bar, v_bar), scale)
     before = _to_add_to(pair_bars, step.launch)
-    if launch.route == "cuda" and first.numbers is not None:
-        before, pair_bars = pair_bars, []
     args = first.sources, above, first.table, geometry, launch, first.numbers, before, step.lengths
     pair_bars.append(first_transpose(*args))
     pair_bar = whole(pair_bars, geometry, pairs.num_atoms, launch, _lengths(tree, config))

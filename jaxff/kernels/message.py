@@ -162,13 +162,13 @@ def first_transpose(
     The other half of each pair, what j sends to i, as `whole` may take it instead: [D, -U] with
     D = Σ_f a_j p_i Wa' + b_j u·q_i Wb',  U = Σ_f b_j q_i Wb. Where the sources follow from the elements, few of them
     come from far. numbers: as for `message`; before: as for `message_transpose`, or what programs of few atoms gave,
-    by vectors, which `lengths` are for; where CUDA kernels sum by elements for route "cuda", a list of what all gave.
+    by vectors, which `lengths` are for.
     """
     if numbers is not None:
         from jaxff.kernels.cuda import engine
 
         beside = launch.route == "cuda"
-        halves = engine.first_transpose(sources, cotangents, table, geometry, numbers, beside, before or ())
+        halves = engine.first_transpose(sources, cotangents, table, geometry, numbers, beside)
         return _joined_within(halves, geometry, len(numbers)) if launch.route in JOINED else halves
     if launch.route == "few":
         return _elsewhere("few").message_transpose(sources, cotangents, table, geometry, before, sums=False)[1]

@@ -227,9 +227,9 @@ def first_message(
     """As `message`, for sources of each element, [Z, F], with `filters_of_elements` that were made with them."""
     n, f = len(numbers), sources.a.shape[1]
     slots = geometry.senders.shape[0] // n
-    basis = filters["basis"][0]
+    basis = filters["packed"]
     arrays = (*geometry[:2], numbers, basis, *filters["sent"], *filters["matrices"][:2], filters["factors"])
-    kernel = _first_kernel("first_message", f, basis.shape, sources.b is not None, slots)
+    kernel = _first_kernel("first_message", f, basis.shape[1], sources.b is not None, slots)
     ds, dv = launch.call(kernel, arrays, (n, slots), ((n, f), (n, 3 * f)), -(-n // ATOMS))
     return ds, dv
 
@@ -241,19 +241,16 @@ def first_transpose(
     geometry: Geometry,
     numbers: Int[Array, "N"],
     beside: bool,
-    before: Sequence[Array] = (),
 ) -> Float[Array, "..."]:
     """As jaxff.kernels.message.first_transpose, likewise; zeros for pairs that don't count.
 
-    [E, 4] if what a pair has is to lie side by side, as message.cu has it, or [4, E]. before: arrays of them, which
-    are added.
+    [E, 4] if what a pair has is to lie side by side, as message.cu has it, or [4, E].
     """
     n, f = len(numbers), sources.a.shape[1]
     e = geometry.senders.shape[0]
-    basis = filters["basis"][-1]
-    of_filters = basis, *filters["matrices"][2:], filters["factors"]
-    arrays = (*geometry[:2], numbers, *of_filters, *cotangents, *before)
-    kernel = _first_kernel("first_transpose", f, basis.shape, sources.b is not None, e // n, beside, len(before))
+    basis = filters["basis"]
+    arrays = (*geometry[:2], numbers, basis, *filters["matrices"][2:], filters["factors"], *cotangents)
+    kernel = _first_kernel("first_transpose", f, basis.shape[1], sources.b is not None, e // n, beside)
     return launch.call(kernel, arrays, (n, e // n), [(e, 4) if beside else (4, e)], -(-n // ATOMS))[0]
 
 
@@ -264,9 +261,9 @@ def whole(
 
     Zeros for pairs that don't count.
     """
-    e = geometry.senders.shape[0]
+    e, arrays = geometry.senders.shape[0], " ".join(f"x({k})" for k in range(len(pair_bars)))
     defines = ("WARPS", ATOMS_OF_WHOLE), ("SLOTS", e // num_atoms)
-    source = _each_array(len(pair_bars)) + launch.read("device.cu", "pairs.cu")
+    source = f"#define EACH_ARRAY(x) {arrays}\n" + launch.read("device.cu", "pairs.cu")
     kernel = launch.Kernel("whole", source, defines, 32 * ATOMS_OF_WHOLE, 0)
     integers = num_atoms, *_words(*lengths)
     blocks = -(-num_atoms // ATOMS_OF_WHOLE)
@@ -312,10 +309,7 @@ def _message_kernel(name: str, width: int, sent: _Sent) -> launch.Kernel:
 
 
 @functools.cache
-def _first_kernel(
-    name: str, f: int, basis: tuple[int, ...], has_b: bool, slots: int, beside: bool = False, before: int = 0
-) -> launch.Kernel:
-    _, functions, words = basis
+def _first_kernel(name: str, f: int, functions: int, has_b: bool, slots: int, beside: bool = False) -> launch.Kernel:
     rank = whole_products(functions)
 
     def shared_with(batch: int) -> int:
@@ -328,15 +322,8 @@ def _first_kernel(
 
     batch = next(k for k in (4, 2, 1) if k == 1 or shared_with(k) <= SHARED_OF_ELEMENTS)
     shared = shared_with(batch)
-    of = ("F", f), ("FUNCTIONS", functions), ("PACKED", int(words == 2)), ("HAS_B", int(has_b))
-    defines = *of, ("BATCH", batch), ("BESIDE", int(beside))
-    source = _each_array(before) + launch.read("device.cu", "tiles.cu", "first.cu")
-    return launch.Kernel(name, source, defines, 2 * f, shared)
-
-
-def _each_array(count: int) -> str:
-    """What defines EACH_ARRAY, for kernels that take so many arrays alike."""
-    return f"#define EACH_ARRAY(x) {' '.join(f'x({k})' for k in range(count))}\n"
+    defines = ("F", f), ("FUNCTIONS", functions), ("HAS_B", int(has_b)), ("BATCH", batch), ("BESIDE", int(beside))
+    return launch.Kernel(name, launch.read("device.cu", "tiles.cu", "first.cu"), defines, 2 * f, shared)
 
 
 # --- phases ---

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt32
 
 from jaxff.kernels.cuda.matrices import apart, as_first, halves, of_lanes, power_of_two, unequal
 
-HIGH = 16384.0  # as high as functions of first.cu are, which pass through halves
+HIGH = 256.0  # times 64: as high as functions of first.cu are, which pass through halves
 PIECES, MOST_PIECES = (4, 8, 16, 32, 64), 2**15  # of an interval, with a quadratic each; of all
 RANKS = range(2, 65, 2)  # of first.cu: as many as fill sectors of 32 bytes
 VALUES, SLOPES = 1e-7, 1e-6  # of the largest filter, and of the largest slope: what few functions may leave out
@@ -198,89 +198,69 @@ def of_elements(
 ) -> dict[str, Any] | None:
     """The first filters as first.cu takes them: W(t) = Σ_k B_k(t) C_k everywhere, with the fewest functions.
 
-    B are `packed`, with as few pieces as values and slopes want; or, if no number of them does for slopes, these are of
-    cubics.
+    Values of B `packed` for the message, cubics for its transpose.
     a, b: what elements send, None for ones. Before the first interval all B are zero. None if functions or pieces are
     too many.
     """
     f, few = a.shape[1], few_functions(table, RANKS)
     if few is None or whole_products(few[0].shape[2]) > f:
         return None
-    made, slopes_allow = None, False
-    for pieces in PIECES:
-        if slopes_allow or pieces * len(table) > MOST_PIECES:
-            break
-        more = packed(*few, pieces)
-        if more.left(table, 0) <= 2 * VALUES:
-            slopes_allow = more.left(table, 1) <= IN_BINS[1]
-            made = more if slopes_allow or made is None else made
-    if made is None:
+    basis, weights = HIGH * few[0], few[1] / HIGH
+    each = (packed(basis, pieces) for pieces in PIECES if pieces * len(table) <= MOST_PIECES)
+    values = next((x for x in each if x.left(table, weights) <= 2 * VALUES), None)
+    if values is None:
         return None
-    basis, weights = made.scale * few[0], np.pad(made.weights, ((0, -len(made.weights) % 16), (0, 0)))
-    steepest = made.steepest if slopes_allow else float(np.max(np.abs(basis[:, 1])))
-    grow = power_of_two(steepest, HIGH)
+    weights = np.pad(weights, ((0, -len(weights) % 16), (0, 0)))
     sent, there = (a, np.ones((1, f)) if b is None else b), (weights[:, :f], weights[:, f:])
     back = [(x[:, None] * c).transpose(2, 0, 1).reshape(f, -1) for x, c in zip(sent, there, strict=True)]  # [F, Z K]
     matrices, factors = zip(*(halves(x) for x in (*there, *back)), strict=True)
-    words = np.pad(made.words, ((1, 0), (0, 0), (0, 0)))
-    cubics = np.pad(basis.transpose(0, 2, 1), ((1, 0), (0, 0), (0, 0))).astype(np.float32)
+    slope = power_of_two(float(np.max(np.abs(basis[:, 1]))), 64 * HIGH)
     return {
         "sent": [np.asarray(x, np.float32) for x in sent],
-        "basis": [words] if slopes_allow else [words, cubics],
+        "packed": np.pad(values.words, ((1, 0), (0, 0), (0, 0))),
+        "basis": np.pad(basis.transpose(0, 2, 1), ((1, 0), (0, 0), (0, 0))).astype(np.float32),
         "matrices": list(matrices),
-        "factors": unequal([*factors, grow, (made.pieces if slopes_allow else 1) / grow, *made.units, made.pieces]),
+        "factors": unequal([*factors, slope, 1 / slope, *values.units, values.pieces]),
     }
 
 
 class Packed(NamedTuple):
-    """Quadratics of functions in pieces of each interval, [c0, c1 and c2] in 64 bits; units of c1 and of c2.
-
-    Functions are `scale` times those that were given, so that all are as steep; and C accordingly.
-    """
+    """Quadratics of functions in pieces of each interval, [c0, c1 and c2] in 64 bits; units of c1 and of c2."""
 
     words: UInt32[np.ndarray, "PT K 2"]
     units: tuple[float, float]
     pieces: int
-    scale: Float[np.ndarray, "K"]
-    weights: Float[np.ndarray, "K C"]
-    steepest: float
 
-    def left(self, table: Float[np.ndarray, "T 4 C"], power: int) -> float:
-        """The largest error of values, 0, or slopes, 1, where pieces begin and end, of the table's largest."""
-        whole, left = self.words[..., 1].view(np.int32).astype(np.float64), 0.0
-        first, second = self.units[0] * whole, self.units[1] * (self.words[..., 1] << 20).view(np.int32)
-        c0, c1, c2, c3 = (table[:, None, k] for k in range(4))
+    def left(self, table: Float[np.ndarray, "T 4 C"], weights: Float[np.ndarray, "K C"]) -> float:
+        """The largest error of filters where pieces begin and end, of the largest filter."""
+        c0, c1, c2, c3 = (table[:, None, power] for power in range(4))
+        begin = self.words[..., 0].view(np.float32)
+        rise = self.units[0] * self.words[..., 1].view(np.int32) + self.units[1] * (self.words[..., 1] << 20).view(
+            np.int32
+        )
+        left = 0.0
         for end in (0, 1):
             x = (np.arange(self.pieces)[:, None] + end) / self.pieces
-            if power:
-                made, exact = self.pieces * (first + 2 * end * second), c1 + x * (2 * c2 + 3 * x * c3)
-            else:
-                made, exact = (
-                    self.words[..., 0].view(np.float32) + end * (first + second),
-                    c0 + x * (c1 + x * (c2 + x * c3)),
-                )
-            left = max(left, float(np.max(np.abs(made @ self.weights - exact.reshape(len(made), -1)))))
-        return left / _heights(table)[power]
+            exact = (c0 + x * (c1 + x * (c2 + x * c3))).reshape(len(begin), -1)
+            left = max(left, float(np.max(np.abs((begin + end * rise) @ weights - exact))))
+        return left / _heights(table)[0]
 
 
-def packed(basis: Float[np.ndarray, "T 4 K"], weights: Float[np.ndarray, "K C"], pieces: int) -> Packed:
-    """Of functions as `few_functions` makes them, with slopes as near as quadratics and 64 bits come."""
+def packed(basis: Float[np.ndarray, "T 4 K"], pieces: int) -> Packed:
+    """Values of cubics as quadratics that are as near as 64 bits allow."""
     x = np.arange(pieces)[:, None] / pieces
     c0, c1, c2, c3 = (basis[:, None, power] for power in range(4))
-    cubic = c3 / pieces**3  # t³ is about 1.5 t² - 0.375 t - 0.0625, of least error of the slope
-    value = c0 + x * (c1 + x * (c2 + x * c3)) - 0.0625 * cubic
-    slope = (c1 + x * (2 * c2 + 3 * x * c3)) / pieces - 0.375 * cubic
-    square = (c2 + 3 * x * c3) / pieces**2 + 1.5 * cubic
+    cubic = c3 / pieces**3  # t³ is about 1.5 t² - 0.5625 t + 0.03125
+    value = c0 + x * (c1 + x * (c2 + x * c3)) + cubic / 32
+    slope = (c1 + x * (2 * c2 + 3 * x * c3)) / pieces - cubic * 9 / 16
+    square = (c2 + 3 * x * c3) / pieces**2 + cubic * 3 / 2
     value, slope, square = (z.reshape(-1, basis.shape[2]) for z in (value, slope, square))
-    height, steep = (np.max(np.abs(z), axis=0) for z in (value, slope))
-    steepest = float(np.min(HIGH * steep[steep > 0] / height[steep > 0], initial=HIGH))
-    scale = np.where(steep > 0, steepest / np.where(steep > 0, steep, 1), 1)
-    value, slope, square = scale * value, scale * slope, scale * square
-    units = steepest / (2**31 - 2**13), max(float(np.max(np.abs(square))), 1e-30) / (2**11 - 1) / 2**20
+    most = [max(float(np.max(np.abs(z))), 1e-30) for z in (slope, square)]
+    units = most[0] / (2**31 - 2**13), most[1] / (2**11 - 1) / 2**20
     last = np.round(square / units[1] / 2**20).astype(np.int64) & 0xFFF
     whole = np.round((slope / units[0] - last) / 2**12).astype(np.int64) * 2**12 + last
     words = np.stack([value.astype(np.float32).view(np.uint32), whole.astype(np.int32).view(np.uint32)], axis=-1)
-    return Packed(words, units, pieces, scale, weights / scale[:, None], steepest)
+    return Packed(words, units, pieces)
 
 
 def whole_products(functions: int) -> int:

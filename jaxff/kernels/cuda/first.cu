@@ -6,10 +6,9 @@
 // So a pair costs FUNCTIONS instead of filters; products with C are of atoms. A block has 16 atoms (tiles.cu), a warp some
 // of them. Of an atom tensor cores sum over eight pairs at a time: [S_z, V_z] of BATCH elements are the product of 1 and u
 // of pairs, in the rows of their elements, with B of pairs; D and U are of the products of P_z and Q_z with B' and B.
-// Of B each interval of the table has a cubic; or each of its pieces a quadratic in 64 bits, as reading them from L2 is most of
-// the work: c0 as a float, and c1 and c2 as a whole number whose last 12 bits are c2.
-// Defined from outside: F, FUNCTIONS, HAS_B; PACKED: whether B are quadratics; BATCH: elements at once; BESIDE: whether D and U of a pair lie side by side;
-// EACH_ARRAY(x): x(0) x(1) ... for each array of them that is added to what pairs get.
+// The message has quadratics of B in 64 bits for some pieces of each of the table's intervals, as reading them from L2 is most
+// of its work: c0 as a float, and c1 and c2 as a whole number whose last 12 bits are c2. Its transpose has cubics.
+// Defined from outside: F, FUNCTIONS, HAS_B; BATCH: elements at once; BESIDE: whether D and U of a pair lie side by side.
 #define K ((FUNCTIONS + 15) / 16 * 16)  // as products take them: the last ones are zero
 #define TILES ((FUNCTIONS + 7) / 8)     // of functions
 #define WORDS_OF_LANE ((FUNCTIONS + 7) / 8)  // of two functions, where four lanes share those of a pair
@@ -24,38 +23,22 @@
 #define CHOSEN 64  // pairs of an atom whose places are in shared memory
 #define NONE 0xffff
 #define NO_ELEMENT 15  // of the batch
-#define ARGUMENT(k) const float *__restrict__ halves_##k,
-#define ADD(k) before += halves_##k[place];
 
 __device__ __forceinline__ int place_of_bar(int pair, int row, int all) { return BESIDE ? 4 * pair + row : row * all + pair; }
 
-#if PACKED
-typedef uint2 Piece;  // of B
-#else
-typedef float4 Piece;
-#endif
-
-// factors of a pair's t where B and its slope, the latter times what halves can hold, are evaluated
-struct Powers {
-#if PACKED
-    float first, second, of_first, of_second;
-    __device__ __forceinline__ Powers(float t, const float* factors)
-        : first(factors[6] * t), second(factors[7] * t * t), of_first(factors[6] * factors[4]), of_second(2.f * factors[7] * factors[4] * t) {}
-    __device__ __forceinline__ float value(Piece p) const { return as_float((int)p.x) + ((float)(int)p.y * first + (float)(int)(p.y << 20) * second); }
-    __device__ __forceinline__ float slope(Piece p) const { return (float)(int)p.y * of_first + (float)(int)(p.y << 20) * of_second; }
-#else
-    float t, grow;
-    __device__ __forceinline__ Powers(float t, const float* factors) : t(t), grow(factors[4]) {}
-    __device__ __forceinline__ float value(Piece p) const { return cubic(p, t); }
-    __device__ __forceinline__ float slope(Piece p) const { return grow * cubic_slope(p, t); }
-#endif
+// a packed B at a pair's t
+struct Value {
+    float first, second;
+    __device__ __forceinline__ Value(float t, const float* units) : first(units[0] * t), second(units[1] * t * t) {}
+    __device__ __forceinline__ float operator()(uint2 x) const { return as_float((int)x.x) + ((float)(int)x.y * first + (float)(int)(x.y << 20) * second); }
 };
 
 // the pairs of a block's atoms, in shared memory
 struct Pairs {
     const int* senders;
     const float* places;
-    const Piece* basis;
+    const char* basis;
+    int size;      // of a function's coefficients, in bytes
     float pieces;  // of an interval
     int n, slots;
     float4* chosen;           // [ATOMS, CHOSEN] t, in a piece, and u of pairs in their order
@@ -67,8 +50,8 @@ struct Pairs {
     unsigned char* elements;  // [ATOMS, slots] 1 + z, 0 for pairs that don't count
 
     // reads the elements; pair_bars: set to 0 for pairs that don't count
-    __device__ Pairs(const int* numbers, const int* s, const float* p, const Piece* b, float pieces, int n, int slots, void* memory, void* for_chosen,
-                     float* pair_bars) : senders(s), places(p), basis(b), pieces(pieces), n(n), slots(slots) {
+    __device__ Pairs(const int* numbers, const int* s, const float* p, const void* b, int size, float pieces, int n, int slots, void* memory, void* for_chosen,
+                     float* pair_bars) : senders(s), places(p), basis((const char*)b), size(size), pieces(pieces), n(n), slots(slots) {
         chosen = (float4*)for_chosen, bytes = (int*)(chosen + ATOMS * CHOSEN);
         count = (int*)memory, batch = count + ATOMS, sending = batch + BATCH;
         order = (unsigned short*)(sending + ELEMENTS), elements = (unsigned char*)(order + ATOMS * row());
@@ -145,13 +128,11 @@ struct Pairs {
         return {make_float4(at[0], at[2 * all], at[3 * all], at[4 * all]), at[5 * all], entry};
     }
     __device__ __forceinline__ void keep(int local, int from, const Places& x) const {
-        int to = local * CHOSEN + (from + lane()) % CHOSEN, row = (int)x.interval;
-        chosen[to] = x.t_u;
-        if (PACKED) {
-            float t = pieces * x.t_u.x, piece = min((float)(int)t, pieces - 1.f);
-            chosen[to].x = t - piece, row = (int)(pieces * x.interval + piece);
-        }
-        bytes[to] = x.entry == NONE ? NO_ELEMENT : (1 + row) * FUNCTIONS * (int)sizeof(Piece) | x.entry >> 12;
+        int to = local * CHOSEN + (from + lane()) % CHOSEN;
+        float t = pieces * x.t_u.x, piece = min((float)(int)t, pieces - 1.f);
+        int row = (int)(pieces * x.interval + piece);
+        chosen[to] = make_float4(t - piece, x.t_u.y, x.t_u.z, x.t_u.w);
+        bytes[to] = x.entry == NONE ? NO_ELEMENT : (1 + row) * FUNCTIONS * size | x.entry >> 12;
     }
     // what `each` needs to begin with, of all of this warp's atoms, so that nothing is waited for one by one
     __device__ __forceinline__ void begin_all() const {
@@ -166,8 +147,9 @@ struct Pairs {
     }
     __device__ static __forceinline__ bool has_local(int round) { return ATOMS % GROUPS == 0 || warp() + round * GROUPS < ATOMS; }
     // a function and those behind it, of a pair
+    template <class Piece>
     __device__ __forceinline__ const Piece* functions(int bytes, int first) const {
-        return (const Piece*)((const char*)(basis + first) + (bytes & ~15));
+        return (const Piece*)(basis + (bytes & ~15)) + first;
     }
 };
 
@@ -215,7 +197,7 @@ __device__ __forceinline__ void each(const Pairs& pairs, int local, Use use) {
 }
 
 // COUNT functions of one or two pairs, each asked for early, or where it is needed
-template <int PAIRS, int COUNT, int STEP>
+template <class Piece, int PAIRS, int COUNT, int STEP>
 struct Pieces {
     const Piece* from[PAIRS];
     Piece c[AHEAD ? PAIRS : 1][COUNT];
@@ -226,7 +208,7 @@ struct Pieces {
     __device__ __forceinline__ void ask(const Pairs& pairs, const int* bytes, int of, int first) {
 #pragma unroll
         for (int pair = 0; pair < PAIRS; pair++) {
-            from[pair] = pairs.functions(bytes[of + pair], first);
+            from[pair] = pairs.functions<Piece>(bytes[of + pair], first);
 #pragma unroll
             for (int k = 0; k < (AHEAD ? COUNT : 0); k++) c[pair][k] = read(pair, k, first);
         }
@@ -235,15 +217,15 @@ struct Pieces {
 };
 
 // of two pairs of eight every eighth function, as an operand of a product over pairs
-struct OfTwo : Pieces<2, TILES, 8> {
+struct OfTwo : Pieces<uint2, 2, TILES, 8> {
     __device__ __forceinline__ void ask(const Pairs& pairs, const int* bytes) { Pieces::ask(pairs, bytes, 2 * (lane() % 4), lane() / 4); }
-    __device__ __forceinline__ Piece operator()(int pair, int tile) const { return get(pair, tile, lane() / 4); }
+    __device__ __forceinline__ uint2 operator()(int pair, int tile) const { return get(pair, tile, lane() / 4); }
 };
 
 // of one pair of eight every fourth, as an operand of a product over functions
-struct OfOne : Pieces<1, 2 * WORDS_OF_LANE, 4> {
+struct OfOne : Pieces<float4, 1, 2 * WORDS_OF_LANE, 4> {
     __device__ __forceinline__ void ask(const Pairs& pairs, const int* bytes) { Pieces::ask(pairs, bytes, lane() / 4, lane() % 4); }
-    __device__ __forceinline__ Piece operator()(int k) const { return get(0, k, lane() % 4); }
+    __device__ __forceinline__ float4 operator()(int k) const { return get(0, k, lane() % 4); }
 };
 
 // the next elements after the last of these; whether there is one
@@ -255,16 +237,16 @@ __device__ __forceinline__ bool next_elements(const Pairs& pairs, int (&z)[BATCH
 }
 
 // [S, V_xyz] of an atom, as halves in rows of K, times `shrink`
-__device__ __forceinline__ void sum_pairs(const Pairs& pairs, int local, const float* factors, float shrink, uint32* rows) {
+__device__ __forceinline__ void sum_pairs(const Pairs& pairs, int local, const float* units, float shrink, uint32* rows) {
     float sums[TILES][4] = {};
     each<OfTwo>(pairs, local, [&](const OfTwo& functions, const float4* chosen, const int* bytes, int, Next<OfTwo> next) {
         int pair = 2 * (lane() % 4), which[2] = {bytes[pair] & 15, bytes[pair + 1] & 15};
         const float *first = (const float*)(chosen + pair), *second = first + 4;  // t and u
-        Powers of_first(first[0], factors), of_second(second[0], factors);
+        Value of_first(first[0], units), of_second(second[0], units);
         uint32 of_high[TILES], of_low[TILES];
 #pragma unroll
         for (int tile = 0; tile < TILES; tile++)
-            split(of_first.value(functions(0, tile)), of_second.value(functions(1, tile)), of_high[tile], of_low[tile]);
+            split(of_first(functions(0, tile)), of_second(functions(1, tile)), of_high[tile], of_low[tile]);
         next();
         uint32 high, low, highs[4] = {}, lows[4] = {};
         split(component() ? first[component()] : 1.f, component() ? second[component()] : 1.f, high, low);
@@ -328,12 +310,12 @@ struct Held {
 // a, b: what elements send; without b a row of ones. Matrices: C of either filter; factors undo theirs.
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
 first_message(const int* __restrict__ senders, const float* __restrict__ places, const int* __restrict__ numbers,
-              const Piece* __restrict__ basis, const float* __restrict__ a, const float* __restrict__ b, const uint4* __restrict__ of_a,
+              const uint2* __restrict__ basis, const float* __restrict__ a, const float* __restrict__ b, const uint4* __restrict__ of_a,
               const uint4* __restrict__ of_b, const float* __restrict__ factors, int n, int slots, float* ds, float* dv) {
     SHARED(uint32, memory);
     uint32* operands = in_register(memory);  // S and V: [high and low, ATOMS, SUMS]
     float4* for_chosen = (float4*)(operands + 2 * ATOMS * SUMS);
-    Pairs pairs(numbers, senders, places, basis, factors[8], n, slots, (float*)for_chosen + 5 * ATOMS * CHOSEN, for_chosen, nullptr);
+    Pairs pairs(numbers, senders, places, basis, sizeof(uint2), factors[8], n, slots, (float*)for_chosen + 5 * ATOMS * CHOSEN, for_chosen, nullptr);
     Here here(n);
     float shrink = 1.f, grow = 1.f;  // B is at most 16384, a half at most 65504
     while (16384.f * slots * shrink > 32768.f) shrink *= 0.5f, grow *= 2.f;
@@ -344,7 +326,7 @@ first_message(const int* __restrict__ senders, const float* __restrict__ places,
     for (z[BATCH - 1] = -1; next_elements(pairs, z) || first; first = false) {
         pairs.choose(z);
         pairs.begin_all();
-        for (int local = warp(); local < ATOMS; local += GROUPS) sum_pairs(pairs, local, factors, shrink, operands + local * SUMS);
+        for (int local = warp(); local < ATOMS; local += GROUPS) sum_pairs(pairs, local, factors + 6, shrink, operands + local * SUMS);
         // products of a component's sums of each element, times what that sends, and what the elements before gave
         auto products = [&](const Held& matrix, int component, const float* sent, float factor, float* to, int stride, int offset) {
             bool by_elements = HAS_B || component == 0;
@@ -410,20 +392,20 @@ __device__ __forceinline__ void multiply_pairs(float (&sums)[4], const uint32 (&
 }
 
 // Of each pair (i, j) [D, -U_xyz], the half that belongs to what j sends to i. Matrices: of each element a C and, with b, b C,
-// or else C, transposed; factors[4] and what undoes it bring slopes of B to what halves can hold. Other messages' halves are added.
+// or else C, transposed; factors[4] and what undoes it bring slopes of B to what halves can hold.
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
 first_transpose(const int* __restrict__ senders, const float* __restrict__ places, const int* __restrict__ numbers,
-                const Piece* __restrict__ basis, const uint4* __restrict__ of_a, const uint4* __restrict__ of_b,
-                const float* __restrict__ factors, const float* __restrict__ p, const float* __restrict__ q, EACH_ARRAY(ARGUMENT)
-                int n, int slots, float* __restrict__ pair_bars) {
+                const float4* __restrict__ basis, const uint4* __restrict__ of_a, const uint4* __restrict__ of_b,
+                const float* __restrict__ factors, const float* __restrict__ p, const float* __restrict__ q, int n, int slots,
+                float* __restrict__ pair_bars) {
     constexpr int PARTS = K / 16, COLUMN = F / 16 * 64;  // words of 16 columns of a matrix, by four
     SHARED(uint32, memory);
     uint32* operands = in_register(memory);  // rows of F, [4, high and low, ATOMS, WORDS]; when they are no longer needed, places of pairs
     float* above = (float*)(operands + max(8 * HALF, 5 * ATOMS * CHOSEN));  // P and Q, [ROWS, ATOMS, K]
     int* maxima = (int*)(above + ROWS * ABOVE);                            // of p's rows, of q's
-    Pairs pairs(numbers, senders, places, basis, factors[8], n, slots, maxima + 2 * ATOMS, operands, pair_bars);
+    Pairs pairs(numbers, senders, places, basis, sizeof(float4), 1.f, n, slots, maxima + 2 * ATOMS, operands, pair_bars);
     Here here(n);
-    float shrink = factors[5];
+    float grow = factors[4], shrink = factors[5];
     int z[BATCH];
     for (z[BATCH - 1] = -1; next_elements(pairs, z);) {
         if (thread() < 2 * ATOMS) maxima[thread()] = 0;
@@ -459,30 +441,18 @@ first_transpose(const int* __restrict__ senders, const float* __restrict__ place
         pairs.begin_all();
         for (int local = warp(); local < ATOMS; local += GROUPS) {
             Above rows(above + local * K);
-            // of a lane's row two pairs; of either pair the lanes of 16 take what those of the other half have
-            int upper = lane() / 16, two = 2 * (lane() % 4), pair = two + upper, axis = lane() / 4 % 4, to;
-            float others = 0.f;
-            auto ask = [&](int from) {  // where what this lane makes belongs, if anywhere, and what other messages have there
-                int slot = from < pairs.count[local] ? pairs.slot_of(local, from + pair) : NONE;
-                int place = place_of_bar((block() * ATOMS + local) * slots + slot, axis, n * slots);
-                float before = 0.f;
-                if (slot != NONE) { EACH_ARRAY(ADD) }
-                to = slot != NONE ? place : -1, others = before;
-            };
-            ask(0);
             each<OfOne>(pairs, local, [&](const OfOne& functions, const float4* chosen, const int* bytes, int from, Next<OfOne> next) {
-                Powers of(chosen[lane() / 4].x, factors);
+                float t = chosen[lane() / 4].x;
                 uint32 high[2][WORDS_OF_LANE], low[2][WORDS_OF_LANE];  // of B, of its slopes
 #pragma unroll
                 for (int w = 0; w < WORDS_OF_LANE; w++) {
-                    Piece c = functions(2 * w), d = functions(2 * w + 1);
-                    split(of.value(c), of.value(d), high[0][w], low[0][w]);
-                    split(of.slope(c), of.slope(d), high[1][w], low[1][w]);
+                    float4 c = functions(2 * w), d = functions(2 * w + 1);
+                    split(cubic(c, t), cubic(d, t), high[0][w], low[0][w]);
+                    split(grow * cubic_slope(c, t), grow * cubic_slope(d, t), high[1][w], low[1][w]);
                 }
                 next();
-                int place = to;
-                float before = others;
-                ask(from + AT_ONCE);
+                // of a lane's row two pairs; of either pair the lanes of 16 take what those of the other half have
+                int upper = lane() / 16, two = 2 * (lane() % 4), pair = two + upper, axis = lane() / 4 % 4;
                 float sums[2][4] = {};
 #pragma unroll
                 for (int slope = 0; slope < 2; slope++) {
@@ -516,7 +486,9 @@ first_transpose(const int* __restrict__ senders, const float* __restrict__ place
                     minus_u = upper ? -rows.down[0] * sums[0][1] : -given;
                 }
                 d += from_lane(d, 4), d += from_lane(d, 8);
-                if (place >= 0) pair_bars[place] = before + (axis ? minus_u : shrink * d);
+                int slot = pairs.slot_of(local, from + pair);
+                if (slot != NONE)
+                    pair_bars[place_of_bar((block() * ATOMS + local) * slots + slot, axis, n * slots)] = axis ? minus_u : shrink * d;
             });
         }
     }
