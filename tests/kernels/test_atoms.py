@@ -179,7 +179,7 @@ def test_programs_against_arrays(config: Any, parts: int) -> None:
     def run(launch: Launch, vectors: Any) -> Any:
         e, kept = chain.forward(tree.fused, config, numbers, vectors, pairs, launch)
         w = 1 + jnp.arange(3, dtype=e.dtype)
-        return e, chain.backward(tree.fused, config, kept, numbers, pairs, w, launch)
+        return e, chain.backward(tree.fused, config, kept, numbers, vectors, pairs, w, launch)
 
     programs, arrays = (
         jax.jit(run, static_argnums=0)(Launch(16, 4, 2 * count, PROGRAMS), jnp.asarray(vectors, jnp.float32))
@@ -202,7 +202,7 @@ def test_kernels_lower_for_cuda(config: Any, hidden_dim: int) -> None:
     def both(vectors: Any) -> Any:
         launch = Launch(16, 4, 2, "triton")
         e, kept = chain.forward(tree.fused, config, numbers, vectors, pairs, launch)
-        return e, chain.backward(tree.fused, config, kept, numbers, pairs, jnp.ones_like(e), launch)
+        return e, chain.backward(tree.fused, config, kept, numbers, vectors, pairs, jnp.ones_like(e), launch)
 
     traced = jax.jit(both).trace(jnp.asarray(vectors, jnp.float32))
     try:
