@@ -28,6 +28,7 @@ from jaxff.ops.distance import distance_bwd, distance_reference, divide_or_zero,
 from jaxff.system import Pairs
 
 Config = StudentConfig | PainnConfig
+WITHIN = 1 + 2.0**-21  # of the cutoff: who found pairs in float64 has decided, and vectors are rounded since
 
 
 def prepare(tree: Params, config: Config, cuda: bool = False) -> Params:
@@ -344,7 +345,7 @@ def _geometry(vectors: Array, pairs: Pairs, tree: Params, config: Config) -> Geo
     """Places of pairs. Behind the barrier nothing reads the vectors, so that XLA makes all of it in one kernel."""
     x, y, z = vectors.T  # by components: a sum over an axis is a kernel of its own to XLA
     square, epsilon = x * x + y * y + z * z, _epsilon(config)
-    d, counts = safe_root(square), pairs.mask & (jnp.sqrt(square) <= config.cutoff)
+    d, counts = safe_root(square), pairs.mask & (jnp.sqrt(square) <= config.cutoff * WITHIN)
     u = [divide_or_zero(c, d + epsilon) for c in (x, y, z)]
     place = jnp.clip(d, 0, config.cutoff) * _intervals_per_angstrom(tree, config)
     interval = jnp.clip(place.astype(jnp.int32), 0, _intervals(tree) - 1)

@@ -135,7 +135,7 @@ class RandomPairs:
         (n, slots), intervals = self.mask.shape, len(self.table)
         t, _, *u, interval = np.asarray(self.geometry.places, np.float64)
         d = (t + interval) * (cutoff / intervals)
-        d[::29], d[::31], d[5] = 1.1 * cutoff, 0, cutoff
+        d[::29], d[::31], d[1::7] = (1 + 1e-6) * cutoff, 0, cutoff  # by a rounding within it or beyond
         vectors = (np.stack(u) / np.linalg.norm(u, axis=0) * d).T.astype(np.float32)
         pairs = Pairs(self.senders.reshape(-1), np.repeat(np.arange(n), slots), self.mask.reshape(-1), n, "slots", True)
         made = engine.arranged(jnp.asarray(vectors), pairs, filters, intervals, cutoff, epsilon)
@@ -143,8 +143,7 @@ class RandomPairs:
         np.testing.assert_allclose(t + interval, np.minimum(d, cutoff) / cutoff * intervals, atol=2e-5)
         np.testing.assert_allclose(np.stack(u).T, vectors / (d + epsilon)[:, None], atol=2e-7)
         assert (t.min() >= 0, t.max() <= 1, set(interval) <= set(range(intervals))) == (True, True, True)
-        exactly = d == cutoff  # by one rounding within or beyond it
-        np.testing.assert_array_equal(counts[~exactly], (self.mask.reshape(-1) & (d <= cutoff))[~exactly])
+        np.testing.assert_array_equal(counts, self.mask.reshape(-1) & (d <= cutoff))
         self.geometry, self.mask = made, counts.reshape(n, slots) > 0
         self.u = np.stack(u).reshape(3, n, slots)
         self._evaluate(t.astype(np.float32).reshape(n, slots), interval.astype(int).reshape(n, slots))

@@ -80,6 +80,28 @@ def test_potential(name: str, route: Any) -> None:
         assert np.abs(forces.sum(axis=0)).max() < 1e-5 * scale
 
 
+@pytest.mark.parametrize("within", [True, False])
+def test_float64_decides_at_the_cutoff(within: bool) -> None:
+    """Two atoms as far apart as the cutoff but for 1e-9 of it: float32 has some within that are beyond, and others.
+
+    The student's filters don't end at zero there.
+    """
+    config = SMALL["student"]
+    fused, exact = fused_potential(config, ROUTES[-1]), Potential(random_params(config), config, dtype="float64")
+    directions = np.random.default_rng(0).normal(size=(2000, 3))
+    directions *= config.cutoff / np.linalg.norm(directions, axis=1)[:, None]
+    apart = directions * (1 - 1e-9 if within else 1 + 1e-9)
+    rounded = np.sqrt(np.sum(apart.astype(np.float32) ** 2, axis=1))
+    beyond = np.flatnonzero(rounded > config.cutoff)
+    assert len(beyond) > 20
+    alone = exact.energy_and_forces([6, 8], [[0, 0, 0], [2 * config.cutoff, 0, 0]])[0]
+    for vector in [*apart[beyond[:9]], *apart[:9]]:
+        structure = [6, 8], np.stack([np.zeros(3), vector])
+        energy = exact.energy_and_forces(*structure)[0]
+        assert (abs(energy - alone) > 1e-3) == within
+        np.testing.assert_allclose(fused.energy_and_forces(*structure)[0], energy, atol=1e-5)
+
+
 @pytest.mark.filterwarnings("ignore:scatter inputs have incompatible types:FutureWarning")
 @pytest.mark.parametrize("listed", [False, True])
 def test_jax_md_energies_first_and_second_order(listed: bool) -> None:

@@ -46,7 +46,7 @@ arrange(const int* __restrict__ senders, const float* __restrict__ vectors, cons
                 float d = root(square), longer = d + as_float(epsilon), shrink = longer != 0.f ? 1.f / longer : 0.f;
                 float place = min(d, as_float(cutoff)) * as_float(per_angstrom);
                 int interval = min((int)place, intervals - 1), to = local * padded + slot;
-                bool counts = counting[e] && d <= as_float(cutoff);
+                bool counts = counting[e] && d <= as_float(cutoff) * (1.f + 1.f / (1 << 21));  // chain.WITHIN
                 t_u[to] = make_float4(place - interval, shrink * r[0], shrink * r[1], shrink * r[2]), sending[to] = senders[e];
                 places[e] = t_u[to].x, places[all + e] = counts, places[5 * all + e] = interval;
 #pragma unroll
