@@ -14,7 +14,7 @@ from ase.build import molecule
 
 from jaxff import kernels, load_potential, models
 from jaxff.kernels.cuda import engine, few, launch, molecules, packs, tiles
-from jaxff.kernels.cuda.filters import of_bins, of_elements, step_between, width_of
+from jaxff.kernels.cuda.filters import of_bins, of_elements, packed, step_between, width_of
 from jaxff.kernels.cuda.matrices import halves
 from jaxff.kernels.message import Geometry, Launch, Lengths, Sources, whole
 from jaxff.ops import accumulate_forces
@@ -190,7 +190,7 @@ def close_to_joined(got: Any, halves_of_pairs: Any) -> None:
     close(got[1:], (there - here)[1:].reshape(3, n, size))
 
 
-def packed(a: Any, b: Any, y: Any) -> tuple[Sources, Any, Any]:
+def in_three_words(a: Any, b: Any, y: Any) -> tuple[Sources, Any, Any]:
     """a, b and y of [N, F], [N, F] and [N, 3F] as one array, and b and y [N, 3, F] to 16 bits as that has them."""
     rows = np.stack([b, *np.split(np.asarray(y), 3, axis=1)])
     upper = rows.view(np.uint32) >> 8  # by how much to round is not tested here
@@ -293,7 +293,7 @@ def test_messages_of_many_pairs(
     sources = Sources(single(a), single(b) if has_b else None, single(y) if has_y else None)
     in_one = None
     if has_b and has_y:
-        in_one, b, y = packed(*sources)
+        in_one, b, y = in_three_words(*sources)
         sources = Sources(sources.a, single(b), single(y))
     geometry = pairs.arranged(filters)
     cotangents = single(p), single(q)
@@ -673,6 +673,27 @@ def test_few_functions_make_the_filters() -> None:
     noise = np.random.default_rng(0).normal(size=(256, 4, 96))
     assert of_bins([table, noise]) is None
     assert of_elements(noise, np.ones((2, 48)), None) is None
+
+
+def test_quadratics_in_64_bits() -> None:
+    """Read as first.cu reads them, they are the cubics to 24 bits, within pieces, too; coarse tables take more."""
+    rng = np.random.default_rng(0)
+    for intervals, pieces in ((2048, 4), (128, 64)):
+        t = np.linspace(0, 1, intervals + 1)
+        curves = 64 * np.sin(np.outer(t, [3, 36]))
+        slope = 64 * np.cos(np.outer(t, [3, 36])) * [3, 36] / intervals
+        delta, g, h = np.diff(curves, axis=0), slope[:-1], slope[1:]
+        cubics = np.stack([curves[:-1], g, 3 * delta - 2 * g - h, g + h - 2 * delta], axis=1)
+        made = packed(cubics, pieces)
+        x = rng.uniform(size=(intervals * pieces, 1))
+        whole = made.words[..., 1].view(np.int32)
+        last = (whole & 0xFFF ^ 0x800) - 0x800
+        value = made.words[..., 0].view(np.float32) + x * (made.units[0] * whole + x * made.units[1] * last * 2.0**20)
+        interval, place = np.divmod(np.arange(intervals * pieces), pieces)
+        at = (place[:, None] + x) / pieces
+        c = cubics[interval].transpose(1, 0, 2)
+        np.testing.assert_allclose(value, c[0] + at * (c[1] + at * (c[2] + at * c[3])), atol=64 * 2.0**-23)
+        assert made.left(cubics, np.eye(2)) < 2.0**-23
 
 
 def test_fewer_rows_wait() -> None:

@@ -10,14 +10,13 @@
 // of its work: c0 as a float, and c1 and c2 as a whole number whose last 12 bits are c2. Its transpose has cubics.
 // Defined from outside: F, FUNCTIONS, HAS_B; BATCH: elements at once; BESIDE: whether D and U of a pair lie side by side.
 #define K ((FUNCTIONS + 15) / 16 * 16)  // as products take them: the last ones are zero
-#define TILES ((FUNCTIONS + 7) / 8)     // of functions
-#define WORDS_OF_LANE ((FUNCTIONS + 7) / 8)  // of two functions, where four lanes share those of a pair
+#define TILES ((FUNCTIONS + 7) / 8)     // of functions; each of four lanes that share a pair has as many words of two
 #define AHEAD (FUNCTIONS <= 24)         // whether there is room to ask for the next pairs' functions early
 #define ROUNDS ((ATOMS + GROUPS - 1) / GROUPS)
-#define ROWS (HAS_B ? 4 * BATCH : BATCH + 3)    // of sums of an atom: [S, V_xyz] of each element, or S of each and V_xyz of all
-#define STRIDE (K / 2 + 4)                      // words of a row of K halves in shared memory
+#define ROWS (HAS_B ? 4 * BATCH : BATCH + 3)  // of sums of an atom: [S, V_xyz] of each element, or S of each and V_xyz of all
+#define STRIDE (K / 2 + 4)                    // words of a row of K halves in shared memory
 #define SUMS (ROWS * STRIDE + 4 * (ROWS % 2 == 0))  // of an atom's rows: no two lanes share a bank
-#define ABOVE (ATOMS * K + 4)                   // numbers of a row of P and Q of all atoms, likewise
+#define ABOVE (ATOMS * K + 4)                 // numbers of a row of P and Q of all atoms, likewise
 #define ELEMENTS 128
 #define AT_ONCE 8  // pairs
 #define CHOSEN 64  // pairs of an atom whose places are in shared memory
@@ -112,7 +111,7 @@ struct Pairs {
         }
         sync_warp();
     }
-    __device__ __forceinline__ int slot_of(int local, int place) const {  // NONE at least: no pair
+    __device__ __forceinline__ int slot_of(int local, int place) const {  // or NONE
         int entry = order[local * row() + place];
         return entry == NONE ? NONE : entry & 0xfff;
     }
@@ -223,7 +222,7 @@ struct OfTwo : Pieces<uint2, 2, TILES, 8> {
 };
 
 // of one pair of eight every fourth, as an operand of a product over functions
-struct OfOne : Pieces<float4, 1, 2 * WORDS_OF_LANE, 4> {
+struct OfOne : Pieces<float4, 1, 2 * TILES, 4> {
     __device__ __forceinline__ void ask(const Pairs& pairs, const int* bytes) { Pieces::ask(pairs, bytes, lane() / 4, lane() % 4); }
     __device__ __forceinline__ float4 operator()(int k) const { return get(0, k, lane() % 4); }
 };
@@ -359,15 +358,15 @@ __device__ __forceinline__ void keep(const Here& h, float* rows, int part, const
 
 // P and Q of an atom as halves, times a power of 2 for each row, in two rows of a lane
 struct Above {
-    uint32 high[2 * WORDS_OF_LANE], low[2 * WORDS_OF_LANE];  // by words, then by rows
+    uint32 high[2 * TILES], low[2 * TILES];  // by words, then by rows
     float down[2];                                          // undoes the power
     __device__ __forceinline__ Above(const float* rows) {
-        float x[2][2 * WORDS_OF_LANE], most[2] = {0.f, 0.f};
+        float x[2][2 * TILES], most[2] = {0.f, 0.f};
 #pragma unroll
         for (int k = 0; k < 2; k++) {
             const float* row = rows + row_of(element_of(k), component()) * ABOVE + lane() % 4;
 #pragma unroll
-            for (int f = 0; f < 2 * WORDS_OF_LANE; f++) x[k][f] = has_row(k) ? row[4 * f] : 0.f, most[k] = fmaxf(most[k], fabsf(x[k][f]));
+            for (int f = 0; f < 2 * TILES; f++) x[k][f] = has_row(k) ? row[4 * f] : 0.f, most[k] = fmaxf(most[k], fabsf(x[k][f]));
             most[k] = fmaxf(most[k], from_lane(most[k], 1)), most[k] = fmaxf(most[k], from_lane(most[k], 2));
         }
         Scale scale(as_int(most[0]), as_int(most[1]));
@@ -375,18 +374,18 @@ struct Above {
         for (int k = 0; k < 2; k++) {
             down[k] = scale.down(k);
 #pragma unroll
-            for (int w = 0; w < WORDS_OF_LANE; w++)
+            for (int w = 0; w < TILES; w++)
                 split(scale.up(k) * x[k][2 * w], scale.up(k) * x[k][2 * w + 1], high[2 * w + k], low[2 * w + k]);
         }
     }
 };
 
 // products of those rows with functions of eight pairs, of which a lane has two words of halves: [row, pair]
-__device__ __forceinline__ void multiply_pairs(float (&sums)[4], const uint32 (&rows)[2 * WORDS_OF_LANE], const uint32 (&of)[WORDS_OF_LANE]) {
+__device__ __forceinline__ void multiply_pairs(float (&sums)[4], const uint32 (&rows)[2 * TILES], const uint32 (&of)[TILES]) {
 #pragma unroll
-    for (int w = 0; w < WORDS_OF_LANE; w += 2) {
-        const uint32 a[4] = {rows[2 * w], rows[2 * w + 1], rows[(2 * w + 2) % (2 * WORDS_OF_LANE)], rows[(2 * w + 3) % (2 * WORDS_OF_LANE)]};
-        if (w + 1 < WORDS_OF_LANE) mma(sums, a, of[w], of[(w + 1) % WORDS_OF_LANE]);
+    for (int w = 0; w < TILES; w += 2) {
+        const uint32 a[4] = {rows[2 * w], rows[2 * w + 1], rows[(2 * w + 2) % (2 * TILES)], rows[(2 * w + 3) % (2 * TILES)]};
+        if (w + 1 < TILES) mma(sums, a, of[w], of[(w + 1) % TILES]);
         else mma_of_8(sums, a, of[w]);
     }
 }
@@ -443,9 +442,9 @@ first_transpose(const int* __restrict__ senders, const float* __restrict__ place
             Above rows(above + local * K);
             each<OfOne>(pairs, local, [&](const OfOne& functions, const float4* chosen, const int* bytes, int from, Next<OfOne> next) {
                 float t = chosen[lane() / 4].x;
-                uint32 high[2][WORDS_OF_LANE], low[2][WORDS_OF_LANE];  // of B, of its slopes
+                uint32 high[2][TILES], low[2][TILES];  // of B, of its slopes
 #pragma unroll
-                for (int w = 0; w < WORDS_OF_LANE; w++) {
+                for (int w = 0; w < TILES; w++) {
                     float4 c = functions(2 * w), d = functions(2 * w + 1);
                     split(cubic(c, t), cubic(d, t), high[0][w], low[0][w]);
                     split(grow * cubic_slope(c, t), grow * cubic_slope(d, t), high[1][w], low[1][w]);

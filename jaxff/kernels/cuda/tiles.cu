@@ -144,9 +144,8 @@ __device__ __forceinline__ const uint4* columns(const uint4* matrix, int part, i
 __device__ __forceinline__ const uint4* columns(const Both& matrices, int part, int) { return part ? matrices.second : matrices.first; }
 
 // acc += ROWS products of operands with BLOCKS parts of DEPTH channels each, rows of STRIDE words; columns in PARTS parts
-// of WIDTH, of one matrix or two; it has 16 ALL rows. Operands of a product lie APART words from those of the one before
-template <int ROWS, int BLOCKS, int DEPTH, int PARTS, int WIDTH, int STRIDE = WORDS, int ALL = BLOCKS * DEPTH / 16,
-          int APART = 2 * BLOCKS * ATOMS * STRIDE, class Matrix>
+// of WIDTH, of one matrix or two; it has 16 ALL rows
+template <int ROWS, int BLOCKS, int DEPTH, int PARTS, int WIDTH, int STRIDE = WORDS, int ALL = BLOCKS * DEPTH / 16, class Matrix>
 __device__ __forceinline__ void accumulate(float (&acc)[ROWS][PARTS][2][4], const uint32* operands, const Matrix& matrix) {
     if (16 * warp() >= WIDTH) return;  // never where WIDTH is F; left out there, ptxas moves more about, and spills more
     constexpr int PART = ATOMS * STRIDE, STEPS = DEPTH / 16;
@@ -163,7 +162,7 @@ __device__ __forceinline__ void accumulate(float (&acc)[ROWS][PARTS][2][4], cons
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
             if (p == 0) {
-                const uint32* rows = operands + r * APART + step / STEPS * 2 * PART + 8 * (step % STEPS);
+                const uint32* rows = operands + (r * BLOCKS + step / STEPS) * 2 * PART + 8 * (step % STEPS);
                 load_a(high[r], rows, STRIDE);
                 load_a(low[r], rows + PART, STRIDE);
             }
