@@ -28,7 +28,6 @@ from jaxff.ops.distance import distance_bwd, distance_reference, divide_or_zero,
 from jaxff.system import Pairs
 
 Config = StudentConfig | PainnConfig
-WITHIN = 1 + 2.0**-21  # of the cutoff: who found pairs in float64 has decided, and vectors are rounded since
 
 
 def prepare(tree: Params, config: Config, cuda: bool = False) -> Params:
@@ -336,6 +335,11 @@ def _epsilon(config: Config) -> float:
     return EPSILON if config.architecture == "student" else 0.0
 
 
+def within(config: Config) -> float:
+    """Up to which distance (Å) pairs count: who found them in float64 has decided, and vectors are rounded since."""
+    return config.cutoff * (1 + 2.0**-21)
+
+
 def has_repulsion(config: Config) -> bool:
     """Whether pairs repel each other, too, which no kernel computes."""
     return isinstance(config, PainnConfig) and config.repulsion == "zbl"
@@ -345,7 +349,7 @@ def _geometry(vectors: Array, pairs: Pairs, tree: Params, config: Config) -> Geo
     """Places of pairs. Behind the barrier nothing reads the vectors, so that XLA makes all of it in one kernel."""
     x, y, z = vectors.T  # by components: a sum over an axis is a kernel of its own to XLA
     square, epsilon = x * x + y * y + z * z, _epsilon(config)
-    d, counts = safe_root(square), pairs.mask & (jnp.sqrt(square) <= config.cutoff * WITHIN)
+    d, counts = safe_root(square), pairs.mask & (jnp.sqrt(square) <= within(config))
     u = [divide_or_zero(c, d + epsilon) for c in (x, y, z)]
     place = jnp.clip(d, 0, config.cutoff) * _intervals_per_angstrom(tree, config)
     interval = jnp.clip(place.astype(jnp.int32), 0, _intervals(tree) - 1)
@@ -366,7 +370,7 @@ def _arranged(places: Any, vectors: Array, pairs: Pairs, tree: Params, config: C
     if launch.route == "cuda":
         from jaxff.kernels.cuda import engine
 
-        reach = _intervals(tree), config.cutoff, _epsilon(config)
+        reach = _intervals(tree), config.cutoff, within(config), _epsilon(config)
         return engine.arranged(vectors, pairs, tree["cuda"]["filters"][0], *reach)
     known = places is not None
     geometry = Geometry(_senders(pairs), places) if known else _geometry(vectors, pairs, tree, config)

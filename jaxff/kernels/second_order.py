@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxff import models
+from jaxff.kernels import chain
 from jaxff.models.parameters import Params
 from jaxff.ops import within_cutoff
 from jaxff.system import Pairs
@@ -30,7 +31,7 @@ def transpose(
     The vectors' cotangent is antisymmetrised too: vectors come antisymmetric from positions, so that changes nothing,
     and whoever sums it at the receivers alone gets the same.
     """
-    pairs = within_cutoff(vectors, pairs, config.cutoff)
+    pairs = within_cutoff(vectors, pairs, chain.within(config))
 
     def gradients(vectors: Array, e_bar: Array | None) -> Array:
         def energy(r: Array) -> Array:

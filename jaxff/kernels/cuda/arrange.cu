@@ -23,15 +23,15 @@ __device__ __forceinline__ int enough_of(int count) {
     return lowest(lanes_where(lane() && next < ENOUGH) | 1u << 31);
 }
 
-// vectors: [3, E]; counting: which pairs are to count, if within the cutoff; cutoff, per_angstrom, epsilon: in Å, the table's
-// intervals in one, ε of directions u = r / (d + ε), as words.
+// vectors: [3, E]; counting: which pairs are to count, if no longer than `within`; cutoff, within, per_angstrom, epsilon: in Å,
+// the table's intervals in one, ε of directions u = r / (d + ε), as words.
 // places: rows [t, whether it counts, u_xyz, interval], as jaxff.kernels.chain makes them for other kernels.
 // pairs: rows [t, u_xyz, sender, interval and slot] in the order of intervals, those that don't count last.
 // turns: [groups, capacity, GROUP], of each atom: its first pair (16 bits), how many pairs (4), how many times two of
 // the eight atoms at most (3), whether it is their last turn (1), bin (8).
 extern "C" __global__ void __launch_bounds__(32 * WARPS)
 arrange(const int* __restrict__ senders, const float* __restrict__ vectors, const unsigned char* __restrict__ counting,
-        int n, int slots, int capacity, int intervals, int cutoff, int per_angstrom, int epsilon,
+        int n, int slots, int capacity, int intervals, int cutoff, int within, int per_angstrom, int epsilon,
         float* __restrict__ places, float* __restrict__ pairs, uint32* __restrict__ turns) {
     SHARED(float4, shared);  // [GROUP, padded] t and u of pairs; senders; interval and slot, as one number; intervals in order; turns
     float4* t_u = in_register(shared);
@@ -46,7 +46,7 @@ arrange(const int* __restrict__ senders, const float* __restrict__ vectors, cons
                 float d = root(square), longer = d + as_float(epsilon), shrink = longer != 0.f ? 1.f / longer : 0.f;
                 float place = min(d, as_float(cutoff)) * as_float(per_angstrom);
                 int interval = min((int)place, intervals - 1), to = local * padded + slot;
-                bool counts = counting[e] && d <= as_float(cutoff) * (1.f + 1.f / (1 << 21));  // chain.WITHIN
+                bool counts = counting[e] && d <= as_float(within);
                 t_u[to] = make_float4(place - interval, shrink * r[0], shrink * r[1], shrink * r[2]), sending[to] = senders[e];
                 places[e] = t_u[to].x, places[all + e] = counts, places[5 * all + e] = interval;
 #pragma unroll

@@ -96,11 +96,18 @@ class Arranged(NamedTuple):
 
 
 def arranged(
-    vectors: Float[Array, "E 3"], pairs: Pairs, filters: Any, intervals: int, cutoff: float, epsilon: float
+    vectors: Float[Array, "E 3"],
+    pairs: Pairs,
+    filters: Any,
+    intervals: int,
+    cutoff: float,
+    within: float,
+    epsilon: float,
 ) -> Arranged:
     """What `message` and its transpose need of pair vectors in slots, with filters as `prepare` makes them.
 
-    Those of `pairs` count that are within the cutoff (Å), which the table's intervals divide; u = r / (d + ε).
+    Those of `pairs` count that are no longer than `within` (Å); the table's intervals divide the cutoff (Å); u =
+    r / (d + ε).
     """
     senders, n, e = jnp.asarray(pairs.senders, jnp.int32), pairs.num_atoms, len(vectors)
     slots, bins, width = e // n, len(filters["matrices"]), width_of(filters)
@@ -110,7 +117,7 @@ def arranged(
     source, shared = launch.read("device.cu", "arrange.cu"), 4 * GROUP * (7 * (slots + 3) + capacity)
     kernel = launch.Kernel("arrange", source, defines, 32 * WARPS_OF_GROUP, shared)
     shapes = (6, e), (6, e), (groups, capacity, GROUP)
-    integers = n, slots, capacity, intervals, *_words(cutoff, intervals / cutoff, epsilon)
+    integers = n, slots, capacity, intervals, *_words(cutoff, within, intervals / cutoff, epsilon)
     arrays = senders, vectors.T, jnp.asarray(pairs.mask)
     return Arranged(senders, *launch.call(kernel, arrays, integers, shapes, groups))
 
